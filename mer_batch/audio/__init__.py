@@ -1,0 +1,1 @@
+"""Kernels: bytes to waveform to mel spectrogram. Pure functions, no files and no URIs."""

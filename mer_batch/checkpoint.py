@@ -1,0 +1,227 @@
+"""Checkpoints: safetensors weights beside a JSON card. Nothing is ever unpickled.
+
+A checkpoint is a folder of two files::
+
+    card.json             what the model is, what it needs, what it was trained on, how good it is
+    weights.safetensors   the tensors; the card holds their SHA-256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mer_batch import schema
+from mer_batch.errors import CheckpointError, MerBatchError
+from mer_batch.feature_sets import FeatureSet, feature_set
+from mer_batch.models import build_model
+
+CARD_NAME = "card.json"
+WEIGHTS_NAME = "weights.safetensors"
+
+
+class FeatureShape(BaseModel):
+    """The features that a model was built for, as its card records them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    features_id: str
+    n_mels: int
+    segment_frames: int
+    unit: str
+
+
+class Card(BaseModel):
+    """What a checkpoint says of itself.
+
+    Attributes
+    ----------
+    model : str
+        Name of a file in ``models/``.
+    parameters : dict
+        Its constructor's keyword arguments.
+    features : FeatureShape
+        What the model is to be shown.
+    targets : list of str
+        Order of the outputs; must be ``schema.TARGETS``.
+    scale : list of float
+        Lowest and highest value of the targets; must be [-1, 1].
+    weights_sha256 : str
+        Hash of the weights file.
+    training_data : list of dict
+        Data set, number of clips, licence or terms, citation.
+    r2 : dict
+        Measured R^2: {data set: {"valence": ..., "arousal": ..., "protocol": ...}}.
+    notes : str
+        What a user must know before relying on the scores.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    parameters: dict[str, Any]
+    features: FeatureShape
+    targets: list[str]
+    scale: list[float]
+    weights_sha256: str
+    training_data: list[dict[str, Any]]
+    r2: dict[str, dict[str, Any]]
+    notes: str = ""
+
+
+class Checkpoint:
+    """A card and its weights, checked against one another.
+
+    Parameters
+    ----------
+    card_json, weights : bytes
+        The two files as they are.
+    origin : str
+        Where they came from, for messages.
+
+    Raises
+    ------
+    CheckpointError
+        Where the card is not valid, the weights are not those that the card names, or the model
+        does not fit them or today's feature set.
+    """
+
+    def __init__(self, card_json: bytes, weights: bytes, *, origin: str) -> None:
+        self.origin = origin
+        self.card_json = card_json
+        self.weights = weights
+        self.card = _parse_card(card_json, origin)
+        digest = hashlib.sha256(weights).hexdigest()
+        if digest != self.card.weights_sha256:
+            raise CheckpointError(
+                f"{origin}: {WEIGHTS_NAME} has sha256={digest}, but {CARD_NAME} names "
+                f"{self.card.weights_sha256}; restore the file that belongs to the card"
+            )
+        self.model_id = digest[:12]
+        self.feature_set = _fitting_feature_set(self.card, origin)
+
+    def build(self) -> torch.nn.Module:
+        """Build the model and load its weights, ready to score."""
+        try:
+            model = build_model(self.card.model, self.card.parameters)
+            model.load_state_dict(safetensors.torch.load(self.weights))
+        except (MerBatchError, RuntimeError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.origin}: the weights do not fit model={self.card.model!r} with "
+                f"parameters={self.card.parameters!r}: {error}"
+            ) from error
+        return model
+
+    def check(self) -> None:
+        """Build the model and run it once on features of the shape it will be shown.
+
+        Raises
+        ------
+        CheckpointError
+        """
+        model = self.build()
+        features = torch.zeros(1, self.feature_set.mel.n_mels, self.feature_set.segment_frames)
+        try:
+            with torch.inference_mode():
+                shape = tuple(model(features).shape)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.origin}: model={self.card.model!r} does not accept features of shape "
+                f"(n_mels={features.shape[1]}, n_frames={features.shape[2]}): {error}"
+            ) from error
+        if len(shape) != 3 or shape[0] != 1 or shape[2] != len(schema.TARGETS):
+            raise CheckpointError(
+                f"{self.origin}: model={self.card.model!r} returned shape {shape}; "
+                f"(batch, n_members, {len(schema.TARGETS)}) is needed"
+            )
+
+
+def _parse_card(card_json: bytes, origin: str) -> Card:
+    try:
+        card = Card.model_validate_json(card_json)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'card'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise CheckpointError(f"{origin}: {CARD_NAME} is not a valid card: {faults}") from error
+    if tuple(card.targets) != schema.TARGETS or card.scale != [-1, 1]:
+        raise CheckpointError(
+            f"{origin}: the card says targets={card.targets} on scale={card.scale}, but scores are "
+            f"{list(schema.TARGETS)} on [-1, 1]; retrain or convert the model"
+        )
+    return card
+
+
+def _fitting_feature_set(card: Card, origin: str) -> FeatureSet:
+    """Today's feature set of the card's name, if it is still the one the model was trained on."""
+    try:
+        today = feature_set(card.features.name)
+    except MerBatchError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
+    # The id holds the decoder's version too. A newer decoder is no reason to refuse a model, other
+    # numbers in its input are.
+    ours = feature_shape(today).model_dump(exclude={"features_id"})
+    theirs = card.features.model_dump(exclude={"features_id"})
+    if ours != theirs:
+        raise CheckpointError(
+            f"{origin}: the model does not fit the features: it was trained on {theirs}, "
+            f"feature set {today.name!r} is now {ours}; use a checkpoint trained on these features"
+        )
+    return today
+
+
+def feature_shape(features: FeatureSet) -> FeatureShape:
+    """What a card records of a feature set."""
+    return FeatureShape(
+        name=features.name,
+        features_id=features.features_id,
+        n_mels=features.mel.n_mels,
+        segment_frames=features.segment_frames,
+        unit=features.unit,
+    )
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    model: str,
+    parameters: dict[str, Any],
+    features: FeatureSet,
+    state: dict[str, torch.Tensor],
+    training_data: list[dict[str, Any]],
+    r2: dict[str, dict[str, Any]],
+    notes: str = "",
+) -> Card:
+    """Write a checkpoint; the weights first, so that a card never names weights not there."""
+    weights = safetensors.torch.save({name: t.contiguous() for name, t in state.items()})
+    card = Card(
+        model=model,
+        parameters=parameters,
+        features=feature_shape(features),
+        targets=list(schema.TARGETS),
+        scale=[-1, 1],
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        training_data=training_data,
+        r2=r2,
+        notes=notes,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS_NAME).write_bytes(weights)
+    text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False)
+    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+    return card
+
+
+def builtin_checkpoint() -> Checkpoint:
+    """The checkpoint that comes with the package."""
+    folder = Path(__file__).parent / "builtin"
+    return Checkpoint(
+        (folder / CARD_NAME).read_bytes(), (folder / WEIGHTS_NAME).read_bytes(), origin="builtin"
+    )

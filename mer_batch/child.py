@@ -1,0 +1,291 @@
+"""The killable child process in which a track is decoded and scored.
+
+A hostile file can crash the decoder, hang it or make it ask for all the memory there is. So
+every worker hands its tracks to a child process that may die without taking anything along. It
+is started by ``exec``, not by a fork: a Ray worker has threads that a fork would leave with
+locks held, descriptors that must not outlive it, and secrets in its environment. The two talk
+over a socket pair in length-prefixed frames of JSON and raw bytes, so that nothing which a
+compromised child sends is ever unpickled.
+
+``python -m mer_batch.child FD`` is the child's side.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mer_batch.audio.decode import AudioLimits
+from mer_batch.errors import AudioError, MerBatchError
+
+_STARTUP_SECONDS = 120.0
+_MAX_STDERR_BYTES = 64 * 1024
+_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class ChildLimits:
+    """What one track may cost, in the child and of it.
+
+    Attributes
+    ----------
+    audio : AudioLimits
+        Bytes and decoded seconds.
+    timeout_seconds : float
+        Wall-clock time for one track [s].
+    memory_bytes : int
+        Memory that decoding may add to the child [bytes].
+    """
+
+    audio: AudioLimits = AudioLimits()
+    timeout_seconds: float = 60.0
+    memory_bytes: int = 1024 * 1024 * 1024
+
+
+class ChildStartError(MerBatchError):
+    """The child process could not start: a fault of the installation, not of a track."""
+
+
+class Child:
+    """The parent's side: starts the child when first needed, and again after it died.
+
+    Parameters
+    ----------
+    card_json, weights : bytes
+        The checkpoint to score with.
+    limits : ChildLimits
+    """
+
+    def __init__(self, card_json: bytes, weights: bytes, limits: ChildLimits) -> None:
+        self._card_json = card_json
+        self._weights = weights
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def score(self, audio_bytes: bytes, *, expected_seconds: float | None = None) -> dict[str, Any]:
+        """Decode and score one track.
+
+        Returns
+        -------
+        dict
+            ``valence, arousal, valence_std, arousal_std, n_segments, duration_seconds``.
+
+        Raises
+        ------
+        AudioError
+            With the reason: also where the child crashed, hung or ran out of memory.
+        ChildStartError
+            Where the child cannot be started at all.
+        """
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        deadline = time.monotonic() + self._limits.timeout_seconds
+        try:
+            self._socket.settimeout(self._limits.timeout_seconds)
+            _send(self._socket, json.dumps({"expected_seconds": expected_seconds}).encode())
+            _send(self._socket, audio_bytes)
+            reply = json.loads(_receive(self._socket, deadline))
+        except TimeoutError as error:
+            self.close()
+            limit = self._limits.timeout_seconds
+            raise AudioError("timeout", f"not decoded within timeout_seconds={limit:g}") from error
+        except (EOFError, ConnectionError) as error:
+            raise AudioError("decoder_crash", self._bury()) from error
+        if "reason" in reply:
+            raise AudioError(reply["reason"], reply["message"])
+        return dict(reply)
+
+    def close(self) -> None:
+        """Kill the child if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._forget()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        stderr = tempfile.TemporaryFile()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mer_batch.child", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.PIPE,  # its end tells the child that the parent is gone
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=_clean_environment(),
+            )
+        self._socket, self._stderr = ours, stderr
+        setup = {"audio": asdict(self._limits.audio), "memory_bytes": self._limits.memory_bytes}
+        deadline = time.monotonic() + _STARTUP_SECONDS
+        try:
+            ours.settimeout(_STARTUP_SECONDS)
+            for frame in (json.dumps(setup).encode(), self._card_json, self._weights):
+                _send(ours, frame)
+            _receive(ours, deadline)
+        except (EOFError, OSError) as error:
+            self._process.kill()
+            raise ChildStartError(f"the decoder process did not start: {self._bury()}") from error
+
+    def _bury(self) -> str:
+        """What the dead child died of; frees what it held."""
+        assert self._process is not None
+        code = self._process.wait()
+        died = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        self._stderr.seek(0)
+        last_words = self._stderr.read(_MAX_STDERR_BYTES).decode(errors="replace").strip()
+        self._forget()
+        return f"the decoder process died with {died}" + (f": {last_words[-2000:]}" if last_words else "")
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._socket.close()
+        self._stderr.close()
+        self._process = None
+
+
+def _clean_environment() -> dict[str, str]:
+    """What the child needs to import this package, and nothing else: no credentials."""
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {**kept, "PYTHONPATH": search_path, **dict.fromkeys(_ONE_THREAD, "1")}
+
+
+def _send(connection: socket.socket, payload: bytes) -> None:
+    connection.sendall(struct.pack(">Q", len(payload)))
+    connection.sendall(payload)
+
+
+def _receive(connection: socket.socket, deadline: float | None = None) -> bytearray:
+    """One frame; EOFError where the other side is gone, TimeoutError past the deadline."""
+    (length,) = struct.unpack(">Q", _receive_exactly(connection, 8, deadline))
+    return _receive_exactly(connection, length, deadline)
+
+
+def _receive_exactly(connection: socket.socket, n_bytes: int, deadline: float | None) -> bytearray:
+    buffer = bytearray(n_bytes)
+    view, filled = memoryview(buffer), 0
+    while filled < n_bytes:
+        if deadline is not None:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+        n = connection.recv_into(view[filled:])
+        if n == 0:
+            raise EOFError
+        filled += n
+    return buffer
+
+
+# ---------------------------------------------------------------------------- the child's side
+
+
+def _serve(connection: socket.socket) -> None:
+    """Score tracks until the parent hangs up."""
+    # Imported here: the parent never needs torch.
+    import torch
+
+    from mer_batch.checkpoint import Checkpoint
+    from mer_batch.extract import Extractor
+    from mer_batch.score import Scorer
+
+    torch.set_num_threads(1)
+    setup = json.loads(_receive(connection))
+    card_json, weights = bytes(_receive(connection)), bytes(_receive(connection))
+    checkpoint = Checkpoint(card_json, weights, origin="checkpoint")
+    extractor = Extractor(checkpoint.feature_set, AudioLimits(**setup["audio"]))
+    scorer = Scorer(checkpoint.build())
+    _limit_resources(setup["memory_bytes"])
+    _send(connection, b"{}")
+    while True:
+        try:
+            request = json.loads(_receive(connection))
+        except EOFError:
+            return
+        audio_bytes = bytes(_receive(connection))
+        os.ftruncate(2, 0)
+        try:
+            track = extractor.extract(audio_bytes, expected_seconds=request["expected_seconds"])
+            score = scorer.score(track.segments)
+            reply: dict[str, Any] = {
+                "valence": score.mean[0],
+                "arousal": score.mean[1],
+                "valence_std": score.std[0] if score.std else None,
+                "arousal_std": score.std[1] if score.std else None,
+                "n_segments": score.n_segments,
+                "duration_seconds": track.duration_seconds,
+            }
+        except AudioError as error:
+            reply = {"reason": error.reason, "message": _with_decoder_words(error.message)}
+        except MemoryError:
+            reply = {"reason": "memory_limit", "message": "decoding ran out of memory_bytes"}
+        except Exception as error:  # the one broad catch: whatever a track does, it is one reject
+            words = f"{type(error).__name__}: {error}"
+            is_memory = "can't allocate memory" in words or "not enough memory" in words
+            reply = {"reason": "memory_limit" if is_memory else "decode_error", "message": words[:2000]}
+        _send(connection, json.dumps(reply).encode())
+
+
+def _with_decoder_words(message: str) -> str:
+    """Append what libmpg123 wrote to stderr: the one sign it gives that a stream is damaged."""
+    words = os.pread(2, 2000, 0).decode(errors="replace").strip()
+    first = words.splitlines()[0].strip() if words else ""
+    return f"{message} [decoder: {first[:200]}]" if first else message
+
+
+def _limit_resources(memory_bytes: int) -> None:
+    """Cap what one track may take: memory over what is mapped now, no core dump, no big file."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_STDERR_BYTES, _MAX_STDERR_BYTES))
+    mapped = _mapped_bytes()
+    if mapped is not None:
+        limit = mapped + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _mapped_bytes() -> int | None:
+    """Address space in use [bytes]; None off Linux, where RLIMIT_AS is of no use anyway."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _die_with_parent() -> None:
+    """Exit when the parent's end of stdin closes, even while the decoder hangs in C code."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Run the child's side on the socket whose descriptor is the first argument."""
+    _die_with_parent()
+    # The parent decides when to stop; Ctrl-C in a terminal reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before each track stderr is cut back to nothing: writes must follow the end, not an offset.
+    fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_APPEND)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        _serve(connection)
+
+
+if __name__ == "__main__":
+    main()

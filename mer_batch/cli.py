@@ -1,0 +1,87 @@
+"""The command line: ``mer-batch COMMAND CONFIG [key=value ...]``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import mer_batch
+from mer_batch.errors import MerBatchError
+
+app = typer.Typer(
+    help="Tag a whole music catalog with valence and arousal.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="E.g. output.uri=out")
+]
+
+
+def _console() -> Console:
+    # Soft wrapping: piped into a file, a path or a message must not be broken at 80 columns.
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Tag a whole music catalog with valence and arousal."""
+    if version:
+        typer.echo(f"mer-batch {mer_batch.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def tag(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Score every new or changed track of a catalog and publish the enriched catalog."""
+    from mer_batch.config import TagConfig, load_config
+    from mer_batch.pipelines import tagging
+    from mer_batch.summary import print_tag_summary
+
+    settings = load_config(TagConfig, config, overrides or [])
+    console = _console()
+    print_tag_summary(console, tagging.run(settings, console))
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for audio, scores and picture.")
+    ] = Path("demo-out"),
+) -> None:
+    """Compose 24 short pieces in four moods, tag them, show where they land."""
+    from mer_batch.demo import run_demo
+
+    run_demo(output, _console())
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run a command and return its exit code; errors of ours are printed, not raised."""
+    try:
+        app(arguments, standalone_mode=False)
+    except MerBatchError as error:
+        print(f"mer-batch: {error}", file=sys.stderr)
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
+            raise
+        print(f"mer-batch: {error.format_message()}; see mer-batch --help", file=sys.stderr)
+        return 2
+    return 0
+
+
+def entry_point() -> None:
+    """The ``mer-batch`` console script."""
+    raise SystemExit(run_command(sys.argv[1:]))

@@ -1,0 +1,279 @@
+"""Publish a night: the whole catalog, its columns untouched, with its scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mer_batch import schema
+from mer_batch.catalog import Catalog
+from mer_batch.errors import MerBatchError, StorageError
+from mer_batch.ledger import Ledger, track_keys
+from mer_batch.plan import Identity, Plan, permanent
+from mer_batch.storage import Location, Storage
+
+MARKER = "_SUCCESS"
+_ROWS_PER_PART = 1_000_000
+_ROWS_PER_GROUP = 65_536
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the night ended for every track of the catalog.
+
+    Attributes
+    ----------
+    columns : pa.Table
+        ``schema.ENRICHED_FIELDS``, one row per catalog row, in its order.
+    n_scored : int
+    n_rejected : dict of str to int
+        By reason.
+    """
+
+    columns: pa.Table
+    n_scored: int
+    n_rejected: dict[str, int]
+
+
+def look_up_outcome(plan: Plan, ledger: Ledger, identity: Identity) -> Outcome:
+    """Find every catalog row's score or reject in the ledger.
+
+    Raises
+    ------
+    MerBatchError
+        Where a track has neither: the night is not complete.
+    """
+    names = [f.name for f in schema.ENRICHED_FIELDS if f.name != "tag_status"]
+    scores = ledger.scores(
+        features_id=identity.features_id,
+        model_id=identity.model_id,
+        columns=["track_id", "audio_version", *names],
+    ).sort_by([("scored_at", "descending")])  # without versions, the newest score counts
+    rejects = ledger.rejects()
+    at_score = _find(plan, scores)
+    at_reject = _find(plan, rejects)
+
+    status = pc.if_else(
+        pc.is_valid(at_score), schema.SCORED, rejects["reason"].take(at_reject).combine_chunks()
+    )
+    n_missing = status.null_count
+    if n_missing:
+        missing = plan.keys.filter(pc.is_null(status)).slice(0, 5).to_pylist()
+        raise MerBatchError(
+            f"{n_missing} tracks have neither a score nor a reject (first: {missing!r}); "
+            "run again to finish them"
+        )
+    found = scores.take(at_score)
+    arrays = [status if f.name == "tag_status" else found[f.name] for f in schema.ENRICHED_FIELDS]
+    columns = pa.table(arrays, schema=pa.schema(schema.ENRICHED_FIELDS))
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(status).to_pylist()}
+    return Outcome(columns, counts.pop(schema.SCORED, 0), dict(sorted(counts.items())))
+
+
+def _find(plan: Plan, rows: pa.Table) -> pa.Array:
+    """For every catalog row the index of its row in `rows`, or null."""
+    versions = rows["audio_version"] if plan.with_versions else None
+    keys = track_keys(rows["track_id"], versions)
+    return pc.index_in(plan.keys, keys.combine_chunks()).combine_chunks()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The error budget, counted over everything tried since the last published night.
+
+    Attributes
+    ----------
+    n_tried, n_rejected : int
+        In earlier runs that were not published.
+    max_reject_rate : float
+    """
+
+    n_tried: int
+    n_rejected: int
+    max_reject_rate: float
+
+    def allows(self, n_rejected: int, n_tried: int) -> bool:
+        """Whether a run with so many rejects among so many tracks may be published."""
+        total = self.n_tried + n_tried
+        # Rounded up to a whole track: one bad file in a small catalog is no sick night.
+        allowed = -int(-(total * self.max_reject_rate) // 1)
+        return self.n_rejected + n_rejected <= allowed
+
+
+def open_budget(
+    plan: Plan,
+    ledger: Ledger,
+    identity: Identity,
+    *,
+    last_published: str | None,
+    max_reject_rate: float,
+) -> Budget:
+    """Count what runs since the last published night have tried and rejected.
+
+    Parameters
+    ----------
+    last_published : str or None
+        ``published_at`` of the latest marker, ISO 8601.
+    """
+    since = pa.scalar(last_published or "1970-01-01T00:00:00+00:00").cast(pa.timestamp("us", tz="UTC"))
+    rejects = permanent(ledger.rejects(), identity)
+    rejects = rejects.filter(pc.greater(rejects["last_seen"], since))
+    scores = ledger.scores(
+        features_id=identity.features_id,
+        model_id=identity.model_id,
+        columns=["track_id", "audio_version", "scored_at"],
+    )
+    scores = scores.filter(pc.greater(scores["scored_at"], since))
+    n_rejected = pc.sum(pc.is_valid(_find(plan, rejects))).as_py() or 0
+    n_scored = pc.sum(pc.is_valid(_find(plan, scores))).as_py() or 0
+    return Budget(n_scored + n_rejected, n_rejected, max_reject_rate)
+
+
+def last_published(storage: Storage, output: Location) -> dict[str, Any] | None:
+    """The content of the latest night's marker, None before the first."""
+    markers = [
+        found
+        for found, _, _ in _list(storage, output.child("enriched"))
+        if found.path.endswith(f"/{MARKER}")
+    ]
+    if not markers:
+        return None
+    nights = [json.loads(storage.read(marker)) for marker in sorted(markers, key=lambda m: m.path)[-3:]]
+    return max(nights, key=lambda night: night["published_at"])
+
+
+def _list(storage: Storage, folder: Location) -> list[tuple[Location, int, str]]:
+    if not folder.is_s3 and not os.path.isdir(folder.path):
+        return []
+    return list(storage.list_files(folder))
+
+
+def publish(
+    storage: Storage,
+    night: Location,
+    catalog: Catalog,
+    outcome: Outcome,
+    *,
+    prefix: str,
+    run_id: str,
+    marker: dict[str, Any],
+) -> None:
+    """Write ``enriched/run_date=.../part-*.parquet`` and, last, ``_SUCCESS``.
+
+    A night published before is replaced. On a local disk the new folder takes the old one's place
+    by renaming; on an object store the marker goes first and comes back last. A reader that waits
+    for the marker never sees half a night.
+
+    Parameters
+    ----------
+    night : Location
+        The folder of the night.
+    prefix : str
+        Put before the names of the added columns.
+    marker : dict
+        Becomes the marker's content, with the parts' names and rows.
+    """
+    if night.is_s3:
+        storage.delete(night.child(MARKER))
+        for found, _, _ in _list(storage, night):
+            storage.delete(found)
+        _write_parts(storage, night, catalog, outcome, prefix=prefix, run_id=run_id, marker=marker)
+        return
+    # A leading underscore hides these folders from every reader of partitioned Parquet.
+    new, old = _aside(night, f"_unfinished-{run_id}"), _aside(night, f"_replaced-{run_id}")
+    try:
+        _write_parts(
+            storage, Location(None, str(new)), catalog, outcome,
+            prefix=prefix, run_id=run_id, marker=marker,
+        )  # fmt: skip
+        if os.path.isdir(night.path):
+            old.parent.mkdir()
+            os.rename(night.path, old)
+        os.rename(new, night.path)
+        shutil.rmtree(new.parent)
+        shutil.rmtree(old.parent, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"cannot publish {night.uri!r}: {error}; free some space, run again") from error
+
+
+def _aside(night: Location, folder: str) -> Path:
+    """Where a night lies while it is not the published one, under its own name."""
+    return Path(night.path).parent / folder / Path(night.path).name
+
+
+def sweep_unfinished(storage: Storage, output: Location, run_id: str) -> None:
+    """Remove what a publish that was cut short has left, and put back a night that it moved."""
+    enriched = output.child("enriched")
+    if enriched.is_s3:
+        files = [found for found, _, _ in _list(storage, enriched)]
+        complete = {f.path.rpartition("/")[0] for f in files if f.path.endswith(f"/{MARKER}")}
+        for found in files:
+            if found.path.rpartition("/")[0] not in complete:
+                storage.delete(found)
+        return
+    for moved in Path(enriched.path, f"_replaced-{run_id}").glob("*"):
+        if not os.path.isdir(Path(enriched.path, moved.name)):
+            os.rename(moved, Path(enriched.path, moved.name))
+    for name in (f"_unfinished-{run_id}", f"_replaced-{run_id}"):
+        shutil.rmtree(Path(enriched.path, name), ignore_errors=True)
+
+
+def _write_parts(
+    storage: Storage,
+    folder: Location,
+    catalog: Catalog,
+    outcome: Outcome,
+    *,
+    prefix: str,
+    run_id: str,
+    marker: dict[str, Any],
+) -> None:
+    added = [field.with_name(prefix + field.name) for field in schema.ENRICHED_FIELDS]
+    columns = pa.schema([*catalog.schema, *added], metadata=catalog.schema.metadata)
+    filesystem = storage.filesystem(folder)
+    if not folder.is_s3:
+        Path(folder.path).mkdir(parents=True, exist_ok=True)
+    parts: list[dict[str, Any]] = []
+    writer: pq.ParquetWriter | None = None
+    try:
+        for batch in _joined(catalog, outcome, columns):
+            if writer is None or parts[-1]["n_rows"] >= _ROWS_PER_PART:
+                if writer is not None:
+                    writer.close()
+                parts.append({"name": f"part-{len(parts):05d}-{run_id}.parquet", "n_rows": 0})
+                path = folder.child(parts[-1]["name"]).fs_path
+                writer = pq.ParquetWriter(path, columns, filesystem=filesystem, compression="zstd")
+            writer.write_batch(batch, row_group_size=_ROWS_PER_GROUP)
+            parts[-1]["n_rows"] += batch.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    n_rows = sum(part["n_rows"] for part in parts)
+    if n_rows != len(outcome.columns):
+        raise MerBatchError(
+            f"the catalog had {len(outcome.columns)} rows when the run began and {n_rows} now; "
+            "it changed meanwhile: run again"
+        )
+    content = {**marker, "n_rows": n_rows, "parts": parts}
+    storage.write(folder.child(MARKER), json.dumps(content, indent=2).encode())
+
+
+def _joined(catalog: Catalog, outcome: Outcome, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The catalog's batches with our columns behind theirs."""
+    begin = 0
+    for batch in catalog.batches():
+        if batch.num_rows == 0:
+            continue
+        ours = outcome.columns.slice(begin, batch.num_rows).combine_chunks()
+        begin += batch.num_rows
+        arrays = [*batch.columns, *(c.combine_chunks() for c in ours.columns)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=columns)

@@ -1,0 +1,85 @@
+"""Every error this package raises on purpose, under one root.
+
+::
+
+    MerBatchError
+    ├── RefusedError            before work began: fix the input, run again   (exit 2)
+    │   ├── ConfigError
+    │   ├── CatalogError
+    │   ├── CheckpointError
+    │   ├── DatasetError
+    │   └── StorageError
+    ├── ErrorBudgetExceeded     too many rejects: nothing was published       (exit 3)
+    ├── LeaseError              another run holds, or took over, the output   (exit 4)
+    ├── Interrupted             SIGINT or SIGTERM; finished work is committed (exit 130)
+    └── AudioError              one track cannot be scored: becomes a reject row
+"""
+
+from __future__ import annotations
+
+
+class MerBatchError(Exception):
+    """Root of all errors raised by mer_batch; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RefusedError(MerBatchError):
+    """The input was refused before any work began."""
+
+    exit_code = 2
+
+
+class ConfigError(RefusedError):
+    """The configuration is not valid; the message lists every fault found."""
+
+
+class CatalogError(RefusedError):
+    """The catalog cannot be used; the message names the count and the first offenders."""
+
+
+class CheckpointError(RefusedError):
+    """The checkpoint is damaged, or does not fit the feature set."""
+
+
+class DatasetError(RefusedError):
+    """A labelled data set is incomplete; the message names the missing file."""
+
+
+class StorageError(RefusedError):
+    """A URI cannot be read or written."""
+
+
+class ErrorBudgetExceeded(MerBatchError):
+    """More tracks were rejected than ``max_reject_rate`` allows."""
+
+    exit_code = 3
+
+
+class LeaseError(MerBatchError):
+    """Another run holds the output's lease, or has taken it over."""
+
+    exit_code = 4
+
+
+class Interrupted(MerBatchError):
+    """The run was asked to stop; everything finished so far is committed."""
+
+    exit_code = 130
+
+
+class AudioError(MerBatchError):
+    """One track cannot be scored.
+
+    Parameters
+    ----------
+    reason : str
+        A code out of ``schema.REASONS``.
+    message : str
+        What was found, in words for a person.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

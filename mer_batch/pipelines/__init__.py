@@ -1,0 +1,1 @@
+"""What the fleet does. The only folder that imports ray."""

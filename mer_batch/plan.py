@@ -1,0 +1,134 @@
+"""What is to be done: catalog minus ledger. Nothing else decides it.
+
+A resume, a nightly increment, a new model and a changed file are all the same anti-join.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mer_batch import schema
+from mer_batch.catalog import Catalog
+from mer_batch.ledger import Ledger, track_keys
+from mer_batch.storage import Storage
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a score depends on besides the audio.
+
+    Attributes
+    ----------
+    features_id, model_id : str
+        Of the feature set with its decoder, and of the weights.
+    extraction_id : str
+        Of the feature set and the audio limits: what a reject depends on.
+    """
+
+    features_id: str
+    model_id: str
+    extraction_id: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Today's work.
+
+    Attributes
+    ----------
+    keys : pa.ChunkedArray
+        One string per catalog row, in its order: the track at today's version of its audio.
+    with_versions : bool
+        False under ``catalog.changes: ignore``: then `keys` name tracks only.
+    pending : pa.Table
+        Tracks to score: ``track_id, audio_uri, audio_version, expected_seconds, attempts,
+        first_run_id, first_seen`` (the last three of an earlier reject, or 0 and null).
+    n_scored, n_rejected : int
+        Catalog rows that are done already.
+    """
+
+    keys: pa.ChunkedArray
+    with_versions: bool
+    pending: pa.Table
+    n_scored: int
+    n_rejected: int
+
+
+def make_plan(
+    catalog: Catalog, ledger: Ledger, storage: Storage, identity: Identity, *, detect_changes: bool
+) -> Plan:
+    """Compare the catalog with the ledger.
+
+    Raises
+    ------
+    StorageError
+        Where the audio's versions cannot be listed.
+    """
+    tracks = catalog.keys
+    versions = _versions(tracks, storage) if detect_changes else None
+    keys = track_keys(tracks["track_id"], versions)
+
+    scores = ledger.scores(
+        features_id=identity.features_id,
+        model_id=identity.model_id,
+        columns=["track_id", "audio_version"],
+    )
+    is_scored = _is_in(keys, scores, versions is not None)
+    rejects = ledger.rejects()
+    is_rejected = _is_in(keys, permanent(rejects, identity), versions is not None)
+    is_rejected = pc.and_not(is_rejected, is_scored)
+    is_pending = pc.invert(pc.or_(is_scored, is_rejected))
+
+    pending = pa.table(
+        {
+            "track_id": tracks["track_id"],
+            "audio_uri": tracks["audio_uri"],
+            "audio_version": versions if versions is not None else pa.nulls(len(keys), pa.string()),
+            "expected_seconds": tracks["expected_seconds"],
+        }
+    ).filter(is_pending)
+    return Plan(
+        keys=keys,
+        with_versions=versions is not None,
+        pending=_with_history(pending, rejects),
+        n_scored=pc.sum(is_scored).as_py() or 0,
+        n_rejected=pc.sum(is_rejected).as_py() or 0,
+    )
+
+
+def permanent(rejects: pa.Table, identity: Identity) -> pa.Table:
+    """Rejects that hold today: not of a passing kind, and tried under today's extraction."""
+    passing = pc.is_in(rejects["reason"], pa.array(sorted(schema.TRANSIENT_REASONS), pa.string()))
+    same = pc.equal(rejects["extraction_id"], identity.extraction_id)
+    return rejects.filter(pc.and_(pc.invert(passing), same))
+
+
+def _is_in(keys: pa.ChunkedArray, rows: pa.Table, with_versions: bool) -> pa.ChunkedArray:
+    there = track_keys(rows["track_id"], rows["audio_version"] if with_versions else None)
+    return pc.is_in(keys, there.combine_chunks() if isinstance(there, pa.ChunkedArray) else there)
+
+
+def _versions(tracks: pa.Table, storage: Storage) -> pa.ChunkedArray:
+    """Version of every track's audio today: the catalog's own word first, else the store's."""
+    stated = tracks["stated_version"]
+    unstated = pc.is_null(stated)
+    if not pc.any(unstated).as_py():
+        return stated
+    uris = tracks["audio_uri"].filter(unstated).to_pylist()
+    found = pa.array(storage.audio_versions(uris), pa.string())
+    if len(found) == len(stated):
+        return pa.chunked_array([found])
+    return pc.replace_with_mask(stated.combine_chunks(), unstated.combine_chunks(), found)
+
+
+def _with_history(pending: pa.Table, rejects: pa.Table) -> pa.Table:
+    """Add how often a pending track was rejected before, and since when."""
+    at = pc.index_in(pending["track_id"], rejects["track_id"].combine_chunks())
+    history = rejects.select(["attempts", "first_run_id", "first_seen"]).take(at)
+    pending = pending.append_column("attempts", pc.fill_null(history["attempts"], 0))
+    for name in ("first_run_id", "first_seen"):
+        pending = pending.append_column(name, history[name])
+    return pending

@@ -1,0 +1,203 @@
+"""One run of a job on one output: its lease, its folder, its traces, its end.
+
+A run announces itself under ``runs/_open/`` before it writes anything and takes the mark away
+when it ends in order. So the next run knows which earlier ones were cut short and sweeps what
+they left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from mer_batch.errors import Interrupted, MerBatchError
+from mer_batch.lease import Lease
+from mer_batch.ledger import utc_now
+from mer_batch.storage import Location, Storage
+
+
+class Run:
+    """A run, as a context: holds the lease, and writes ``runs/<run_id>/`` however it ends.
+
+    Parameters
+    ----------
+    storage : Storage
+    output : Location
+    config : BaseModel
+        Kept as resolved in ``config.yaml``.
+    lease_seconds : float
+
+    Attributes
+    ----------
+    run_id : str
+        Begins with the time, so that ids sort by it.
+    started_at : datetime
+    lease : Lease
+    manifest : dict
+        Filled by the job; written as ``manifest.json``.
+    log : list of str
+        Written as ``log``.
+    """
+
+    def __init__(
+        self, storage: Storage, output: Location, config: BaseModel, *, lease_seconds: float
+    ) -> None:
+        self.started_at = utc_now()
+        self.run_id = f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.manifest: dict[str, Any] = {}
+        self.log: list[str] = []
+        self._storage = storage
+        self._output = output
+        self._config = config
+        self._lease_seconds = lease_seconds
+        self._folder = output.child("runs", self.run_id)
+        self._mark = output.child("runs", "_open", self.run_id)
+
+    def __enter__(self) -> Run:
+        self.lease = Lease(
+            self._storage,
+            self._output.child("runs", "_lease.json"),
+            self.run_id,
+            seconds=self._lease_seconds,
+        )
+        try:
+            self._storage.write(self._mark, b"")
+            text = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
+            self._storage.write(self._folder.child("config.yaml"), text.encode())
+        except BaseException:
+            self.lease.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._write_traces(error)
+            if error is None:
+                self._storage.delete(self._mark)
+        finally:
+            self.lease.release()
+
+    def cut_short(self) -> list[str]:
+        """Ids of earlier runs that did not end in order."""
+        folder = self._output.child("runs", "_open")
+        # Our own mark lies there: the folder exists.
+        ids = [found.path.rpartition("/")[2] for found, _, _ in self._storage.list_files(folder)]
+        return sorted(run_id for run_id in ids if run_id != self.run_id and run_id[0].isdigit())
+
+    def forget(self, run_id: str) -> None:
+        """Take the mark of an earlier run away: what it left is swept."""
+        self._storage.delete(self._output.child("runs", "_open", run_id))
+
+    def say(self, line: str) -> None:
+        """Add a line to the run's log."""
+        self.log.append(f"{utc_now():%Y-%m-%d %H:%M:%SZ} {line}")
+
+    def _write_traces(self, error: BaseException | None) -> None:
+        finished_at = utc_now()
+        exit_code, message = 0, None
+        if error is not None:
+            exit_code = error.exit_code if isinstance(error, MerBatchError) else 1
+            message = f"{type(error).__name__}: {error}"
+            self.say(message)
+        manifest = {
+            "run_id": self.run_id,
+            "state": "complete" if error is None else "stopped",
+            "exit_code": exit_code,
+            "error": message,
+            "started_at": _iso(self.started_at),
+            "finished_at": _iso(finished_at),
+            "seconds": round((finished_at - self.started_at).total_seconds(), 3),
+            **self.manifest,
+        }
+        with contextlib.suppress(MerBatchError) if error is not None else contextlib.nullcontext():
+            self._storage.write(self._folder.child("log"), ("\n".join(self.log) + "\n").encode())
+            text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            self._storage.write(self._folder.child("manifest.json"), text.encode())
+
+
+def iso_now() -> str:
+    """Now (UTC) as it stands in manifests and markers."""
+    return _iso(utc_now())
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="microseconds")
+
+
+class StopSignals:
+    """Turns SIGINT and SIGTERM into :class:`Interrupted`, but not in the middle of a commit.
+
+    A context for the main thread; elsewhere it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._deferred = 0
+        self._requested: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Put the handlers in place, again if another library has replaced them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                replaced = signal.signal(number, self._handle)
+                self._previous.setdefault(number, replaced)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if isinstance(error, KeyboardInterrupt):
+            raise self._interrupted() from error
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A stretch that a signal does not cut in two; it takes effect at the end."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+        self.check()
+
+    def check(self) -> None:
+        """Stop here if a signal came while it was deferred.
+
+        Raises
+        ------
+        Interrupted
+        """
+        if self._requested is not None and not self._deferred:
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"stopped by {self._requested or 'SIGINT'}; finished work is committed")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first = self._requested is None
+        self._requested = signal.Signals(number).name
+        if not self._deferred and first:
+            # No subclass of Exception: library code must not catch it on the way.
+            raise KeyboardInterrupt

@@ -1,0 +1,104 @@
+"""The words on disk: targets, reject reasons, and the columns of every table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pyarrow as pa
+
+#: The order of the two scores, everywhere: model outputs, cards, columns.
+TARGETS = ("valence", "arousal")
+
+#: Why a track was not scored. A closed list: consumers may switch on it.
+REASONS: dict[str, str] = {
+    "not_found": "no file or object at the URI",
+    "access_denied": "the store refused to hand it out",
+    "storage_error": "throttled, reset or failing store, after all retries (transient)",
+    "too_large": "more bytes than audio.max_bytes",
+    "empty": "zero bytes",
+    "not_audio": "no audio stream found in the bytes, or not a regular file",
+    "unsupported_codec": "audio or video of a kind the decoder does not read",
+    "truncated": "ends before the length that the file or the catalog promises",
+    "too_short": "shorter than audio.min_seconds",
+    "too_long": "longer than audio.max_seconds",
+    "silent": "nothing but silence, after the mix to mono",
+    "not_finite": "samples or scores that are NaN or infinite",
+    "decode_error": "the decoder gave up, or its output does not match the stream",
+    "decoder_crash": "the decoder's process died",
+    "timeout": "decoding took longer than audio.timeout_seconds",
+    "memory_limit": "decoding wanted more memory than audio.memory_bytes",
+}
+
+#: Faults that pass: the next run tries these tracks again by itself.
+TRANSIENT_REASONS = frozenset({"storage_error", "access_denied"})
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def scores_schema(id_type: pa.DataType) -> pa.Schema:
+    """Columns of the ``scores/`` table: one row per (track_id, audio_version, features_id, model_id)."""
+    return pa.schema(
+        [
+            pa.field("track_id", id_type, nullable=False),
+            pa.field("audio_uri", pa.string()),
+            pa.field("audio_version", pa.string(), nullable=False),
+            pa.field("valence", pa.float32()),
+            pa.field("arousal", pa.float32()),
+            pa.field("valence_std", pa.float32()),
+            pa.field("arousal_std", pa.float32()),
+            pa.field("n_segments", pa.int32()),
+            pa.field("duration_seconds", pa.float64()),
+            pa.field("features_id", pa.string(), nullable=False),
+            pa.field("model_id", pa.string(), nullable=False),
+            pa.field("run_id", pa.string()),
+            pa.field("scored_at", _TIME),
+        ]
+    )
+
+
+def rejects_schema(id_type: pa.DataType) -> pa.Schema:
+    """Columns of the ``rejects/`` table: one row per track that could not be scored.
+
+    ``extraction_id`` names the feature set, decoder and limits that the track was tried under: a
+    permanent reject is tried again when one of them, or the audio, has changed.
+    """
+    return pa.schema(
+        [
+            pa.field("track_id", id_type, nullable=False),
+            pa.field("audio_uri", pa.string()),
+            pa.field("audio_version", pa.string(), nullable=False),
+            pa.field("reason", pa.string()),
+            pa.field("message", pa.string()),
+            pa.field("attempts", pa.int32()),
+            pa.field("first_run_id", pa.string()),
+            pa.field("last_run_id", pa.string()),
+            pa.field("first_seen", _TIME),
+            pa.field("last_seen", _TIME),
+            pa.field("extraction_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+#: What ``enriched/`` adds behind the catalog's own columns, before ``output.prefix``.
+ENRICHED_FIELDS = (
+    pa.field("valence", pa.float32()),
+    pa.field("arousal", pa.float32()),
+    pa.field("valence_std", pa.float32()),
+    pa.field("arousal_std", pa.float32()),
+    pa.field("n_segments", pa.int32()),
+    pa.field("duration_seconds", pa.float64()),
+    pa.field("tag_status", pa.string()),
+    pa.field("model_id", pa.string()),
+    pa.field("features_id", pa.string()),
+    pa.field("scored_at", _TIME),
+)
+
+#: ``tag_status`` of a scored track; any other status is one of ``REASONS``.
+SCORED = "scored"
+
+
+def content_id(content: object) -> str:
+    """Short hash of a JSON-serialisable value: 12 hexadecimal digits of its SHA-256."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,106 @@
+"""Fixtures: music of our own making, the research data where there is some, a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from mer_batch.compose import MOODS, compose, encode_mp3
+
+# Every process that the tests start must find the same Ray settings.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of research data; tests that need it are skipped without it."""
+    value = os.environ.get("MER_BATCH_DATA")
+    if not value:
+        pytest.skip("MER_BATCH_DATA is not set: needs the research data")
+    path = Path(value).resolve()
+    if not path.is_dir():
+        pytest.skip(f"MER_BATCH_DATA={value!r} is no folder: needs the research data")
+    return path
+
+
+@pytest.fixture(scope="session")
+def short_mp3s() -> dict[str, bytes]:
+    """One short piece in each mood, as MP3."""
+    return {mood: encode_mp3(compose(mood, 1, seconds=3)) for mood in MOODS}
+
+
+@pytest.fixture(scope="session")
+def long_mp3() -> bytes:
+    """Half a minute of music, as MP3."""
+    return encode_mp3(compose("joyful", 2, seconds=30), quality=0.3)
+
+
+@pytest.fixture
+def music(tmp_path: Path, short_mp3s: dict[str, bytes]) -> Path:
+    """A folder of eight short MP3s."""
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for mood, content in short_mp3s.items():
+        for number in (1, 2):
+            (folder / f"{mood}-{number}.mp3").write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``mer-batch`` as a process of its own, as a user would."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mer_batch", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real S3 server on loopback, in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(endpoint, timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, "the S3 server ended by itself"
+                time.sleep(0.1)
+        yield endpoint
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> object:
+    """A client of the S3 server; ``s3.bucket`` is an empty bucket of this test's own."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-word")
+    client = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    client.bucket = f"bucket-{abs(hash(request.node.nodeid)):x}"
+    client.endpoint = s3_endpoint
+    client.create_bucket(Bucket=client.bucket)
+    return client
