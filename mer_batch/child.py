@@ -30,6 +30,7 @@ from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import AudioError, MerBatchError
 
 _STARTUP_SECONDS = 120.0
+_LAST_WORDS_SECONDS = 5.0
 _MAX_STDERR_BYTES = 64 * 1024
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -102,7 +103,9 @@ class Child:
             limit = self._limits.timeout_seconds
             raise AudioError("timeout", f"not decoded within timeout_seconds={limit:g}") from error
         except (EOFError, ConnectionError) as error:
-            raise AudioError("decoder_crash", self._bury()) from error
+            last_words = self._bury()
+            reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
+            raise AudioError(reason, last_words) from error
         if "reason" in reply:
             raise AudioError(reply["reason"], reply["message"])
         return dict(reply)
@@ -135,13 +138,16 @@ class Child:
                 _send(ours, frame)
             _receive(ours, deadline)
         except (EOFError, OSError) as error:
-            self._process.kill()
             raise ChildStartError(f"the decoder process did not start: {self._bury()}") from error
 
     def _bury(self) -> str:
         """What the dead child died of; frees what it held."""
         assert self._process is not None
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LAST_WORDS_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         died = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         self._stderr.seek(0)
         last_words = self._stderr.read(_MAX_STDERR_BYTES).decode(errors="replace").strip()

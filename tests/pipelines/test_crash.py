@@ -1,0 +1,166 @@
+"""Kill the driver with -9 at seeded moments, run again: every track exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+import yaml
+from deltalake import DeltaTable
+
+from tests.pipelines.conftest import table
+
+N_TRACKS = 240
+
+
+@pytest.fixture
+def config(tmp_path: Path, long_mp3: bytes) -> Path:
+    """A catalog that takes some seconds of work; a fifth of it is broken."""
+    folder = tmp_path / "music"
+    folder.mkdir()
+    (folder / "one.mp3").write_bytes(long_mp3)
+    for number in range(N_TRACKS):
+        name = folder / f"{number:03}.mp3"
+        if number % 5:
+            os.link(folder / "one.mp3", name)
+        else:
+            name.write_bytes(b"broken" * number)
+    (folder / "one.mp3").unlink()
+    path = tmp_path / "tag.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "catalog": {"uri": str(folder)},
+                "output": {"uri": str(tmp_path / "out")},
+                "max_reject_rate": 0.5,
+                "ray": {"num_cpus": 2},
+            }
+        )
+    )
+    return path
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill(driver: subprocess.Popen[bytes]) -> None:
+    """Kill the driver, and wait until what it had started is gone too."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, "the driver's Ray outlived it"
+
+
+def wait_for(what: Callable[[], object], driver: subprocess.Popen[bytes]) -> bool:
+    """Wait until something holds; False where the driver ended before."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        if driver.poll() is not None:
+            return False
+        time.sleep(0.005)
+    raise AssertionError("nothing happened for two minutes")
+
+
+def written(output: Path) -> set[str]:
+    return {str(path) for path in output.glob("scores/2*/part-*.parquet")}
+
+
+def committed(output: Path) -> set[str]:
+    if not (output / "scores" / "_delta_log" / "00000000000000000000.json").exists():
+        return set()
+    return set(DeltaTable(str(output / "scores")).file_uris())
+
+
+def check_exactly_once(output: Path) -> None:
+    """Every id in exactly one outcome, no part that no commit names, one whole night."""
+    scores, rejects = table(output / "scores"), table(output / "rejects")
+    scored, rejected = scores["track_id"].to_pylist(), rejects["track_id"].to_pylist()
+    assert len(scored) == len(set(scored)) == N_TRACKS * 4 // 5
+    assert len(rejected) == len(set(rejected)) == N_TRACKS // 5
+    assert sorted(scored + rejected) == [f"{n:03}.mp3" for n in range(N_TRACKS)]
+    assert len(set(scores["valence"].to_pylist())) == 1, "the same audio, the same score"
+    assert written(output) == committed(output)
+    (night,) = [p for p in (output / "enriched").iterdir() if p.name.startswith("run_date=")]
+    assert [p.name for p in (output / "enriched").iterdir()] == [night.name]
+    marker = json.loads((night / "_SUCCESS").read_text())
+    enriched = pads.dataset(night, format="parquet").to_table()
+    assert enriched.num_rows == marker["n_rows"] == N_TRACKS
+    assert sorted(enriched["track_id"].to_pylist()) == sorted(scored + rejected)
+    statuses = pa.table({"s": enriched["tag_status"]}).group_by("s").aggregate([("s", "count")])
+    assert {r["s"]: r["s_count"] for r in statuses.to_pylist()}["scored"] == len(scored)
+
+
+def run_to_the_end(config: Path) -> None:
+    again = subprocess.run(
+        [sys.executable, "-m", "mer_batch", "tag", str(config)], capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 0, again.stderr
+
+
+def test_killed_between_a_parts_write_and_its_commit(config: Path) -> None:
+    output = config.parent / "out"
+    driver = start(config)
+    assert wait_for(lambda: written(output) - committed(output), driver)
+    kill(driver)
+    orphans = written(output) - committed(output)
+    assert orphans, "the moment was missed"
+    run_to_the_end(config)
+    assert not orphans & written(output), "what no commit named is swept"
+    check_exactly_once(output)
+
+
+def test_killed_after_a_commit(config: Path) -> None:
+    output = config.parent / "out"
+    driver = start(config)
+    assert wait_for(lambda: committed(output), driver)
+    kill(driver)
+    kept = committed(output)
+    assert kept
+    run_to_the_end(config)
+    assert kept <= committed(output), "committed work is not done again"
+    check_exactly_once(output)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_twice_at_a_seeded_moment(config: Path, seed: int) -> None:
+    output = config.parent / "out"
+    moments = random.Random(seed)
+    for _ in range(2):
+        driver = start(config)
+        begun = time.monotonic()
+        moment = moments.uniform(0.5, 14)
+        wait_for(lambda begun=begun, moment=moment: time.monotonic() - begun > moment, driver)
+        if driver.poll() is None:
+            kill(driver)
+    run_to_the_end(config)
+    check_exactly_once(output)
+
+
+def test_killed_while_publishing(config: Path) -> None:
+    output = config.parent / "out"
+    driver = start(config)
+    assert wait_for(lambda: list(output.glob("enriched/_unfinished-*")), driver)
+    kill(driver)
+    if not list(output.glob("enriched/run_date=*")):
+        assert not list(output.glob("enriched/run_date=*/_SUCCESS"))
+    run_to_the_end(config)
+    check_exactly_once(output)

@@ -1,0 +1,189 @@
+"""The killable child: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mer_batch.audio.decode import AudioLimits
+from mer_batch.child import Child, ChildLimits, ChildStartError
+from mer_batch.compose import compose, encode_mp3
+from mer_batch.errors import AudioError
+from tests.sounds import without_tag
+from tests.test_checkpoint import save
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    folder = save(tmp_path_factory.mktemp("checkpoint"))
+    return (folder / "card.json").read_bytes(), (folder / "weights.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def endless_mp3(long_mp3: bytes) -> bytes:
+    """Audio that takes some seconds to decode: time to send a signal."""
+    return without_tag(long_mp3) * 110
+
+
+@pytest.fixture
+def child(checkpoint: tuple[bytes, bytes]) -> Iterator[Child]:
+    child = Child(*checkpoint, ChildLimits(timeout_seconds=60))
+    yield child
+    child.close()
+
+
+def pid_of(child: Child) -> int:
+    assert child._process is not None
+    return child._process.pid
+
+
+def signal_soon(child: Child, number: int, *, seconds: float = 0.4) -> None:
+    pid = pid_of(child)
+    threading.Timer(seconds, os.kill, (pid, number)).start()
+
+
+def reason_of(child: Child, audio: bytes) -> str:
+    with pytest.raises(AudioError) as caught:
+        child.score(audio)
+    return caught.value.reason
+
+
+def test_scores_tracks_and_keeps_its_process(child: Child, short_mp3s: dict[str, bytes]) -> None:
+    scores = [child.score(audio) for audio in short_mp3s.values()]
+    pid = pid_of(child)
+    assert scores == [child.score(audio) for audio in short_mp3s.values()]
+    assert pid_of(child) == pid
+    for score in scores:
+        assert -1 <= score["valence"] <= 1
+        assert -1 <= score["arousal"] <= 1
+        assert score["n_segments"] == 1
+        assert score["duration_seconds"] == pytest.approx(3.0, abs=0.1)
+        assert score["valence_std"] is None, "one segment and one member have no spread"
+
+
+def test_several_segments_have_a_spread(child: Child, long_mp3: bytes) -> None:
+    score = child.score(without_tag(long_mp3) * 3)
+    assert score["n_segments"] == 3
+    assert score["valence_std"] >= 0
+
+
+def test_a_bad_track_is_a_reject_and_the_next_one_is_scored(child: Child, short_mp3s: dict[str, bytes]) -> None:
+    assert reason_of(child, b"no audio") == "not_audio"
+    pid = pid_of(child)
+    child.score(short_mp3s["sad"])
+    assert pid_of(child) == pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
+def test_a_crash_costs_one_track(
+    child: Child, number: signal.Signals, endless_mp3: bytes, short_mp3s: dict[str, bytes]
+) -> None:
+    before = child.score(short_mp3s["calm"])
+    signal_soon(child, number)
+    with pytest.raises(AudioError, match=number.name) as caught:
+        child.score(endless_mp3)
+    assert caught.value.reason == "decoder_crash"
+    assert child.score(short_mp3s["calm"]) == before
+
+
+def test_a_hang_costs_one_track(
+    checkpoint: tuple[bytes, bytes], endless_mp3: bytes, short_mp3s: dict[str, bytes]
+) -> None:
+    child = Child(*checkpoint, ChildLimits(timeout_seconds=3))
+    try:
+        before = child.score(short_mp3s["calm"])
+        pid = pid_of(child)
+        os.kill(pid, signal.SIGSTOP)  # hangs before it even reads the track
+        assert reason_of(child, endless_mp3) == "timeout"
+        assert not psutil.pid_exists(pid)
+        assert child.score(short_mp3s["calm"]) == before
+        signal_soon(child, signal.SIGSTOP)  # hangs in the middle of decoding
+        assert reason_of(child, endless_mp3) == "timeout"
+        assert child.score(short_mp3s["calm"]) == before
+    finally:
+        child.close()
+
+
+def test_memory_is_limited(checkpoint: tuple[bytes, bytes], short_mp3s: dict[str, bytes]) -> None:
+    child = Child(*checkpoint, ChildLimits(memory_bytes=2_000_000))
+    try:
+        assert reason_of(child, short_mp3s["calm"] + bytes(50_000_000)) == "memory_limit"
+    finally:
+        child.close()
+
+
+def test_limits_reach_the_child(checkpoint: tuple[bytes, bytes], short_mp3s: dict[str, bytes]) -> None:
+    child = Child(*checkpoint, ChildLimits(AudioLimits(min_seconds=10)))
+    try:
+        assert reason_of(child, short_mp3s["calm"]) == "too_short"
+    finally:
+        child.close()
+
+
+def test_the_child_inherits_no_secret(
+    child: Child, short_mp3s: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-word")
+    child.score(short_mp3s["calm"])
+    environment = psutil.Process(pid_of(child)).environ()
+    assert "AWS_SECRET_ACCESS_KEY" not in environment
+    assert set(environment) <= {
+        "PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS", "LC_CTYPE",
+    }  # fmt: skip
+
+
+def test_the_decoders_warnings_stay_out_of_our_output(
+    child: Child, short_mp3s: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    audio = short_mp3s["calm"]
+    damaged = audio[:8000] + bytes(3000) + audio[11_000:]
+    try:
+        child.score(damaged)
+    except AudioError as error:
+        assert "\0" not in error.message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: tuple[bytes, bytes]) -> None:
+    (tmp_path / "card").write_bytes(checkpoint[0])
+    (tmp_path / "weights").write_bytes(checkpoint[1])
+    (tmp_path / "long.mp3").write_bytes(without_tag(encode_mp3(compose("calm", 1, seconds=30))) * 100)
+    program = (
+        "import sys, threading, pathlib\n"
+        "from mer_batch.child import Child, ChildLimits\n"
+        "card, weights, audio = (pathlib.Path(p).read_bytes() for p in sys.argv[1:])\n"
+        "child = Child(card, weights, ChildLimits())\n"
+        "child._start(); print(child._process.pid, flush=True)\n"
+        "child.score(audio)\n"
+    )
+    names = [str(tmp_path / name) for name in ("card", "weights", "long.mp3")]
+    parent = subprocess.Popen([sys.executable, "-c", program, *names], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(0.3)  # in the middle of decoding
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail("the child outlived its parent by 10 s")
+
+
+def test_a_child_that_cannot_start_is_no_fault_of_a_track(checkpoint: tuple[bytes, bytes]) -> None:
+    card = json.loads(checkpoint[0])
+    card["model"] = "no_such_model"
+    child = Child(json.dumps(card).encode(), checkpoint[1], ChildLimits())
+    with pytest.raises(ChildStartError, match="no_such_model"):
+        child.score(b"")
