@@ -1,0 +1,231 @@
+"""Measure the job beside bare decoding: the same files, the same cores, the same run.
+
+    python -m tests.benchmarks.tagging [--tracks 2000] [--repeats 3]
+
+Writes BENCHMARKS.md. Figures are medians of repeats that take turns, so that a machine whose speed
+drifts slows all of them alike. What counts is the ratio to decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+import soundfile
+import yaml
+
+from mer_batch.compose import MOODS, compose, encode_mp3
+
+N_CORES = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One timed repeat: wall-clock and CPU seconds, largest memory of the process family."""
+
+    seconds: float
+    work_seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def decode_only(paths: list[str]) -> float:
+    """Seconds of audio decoded into one reused buffer: the floor for any job of this kind."""
+    buffer = np.empty((65_536, 2), np.float32)
+    decoded = 0.0
+    for path in paths:
+        with soundfile.SoundFile(io.BytesIO(Path(path).read_bytes())) as sound:
+            block = buffer.reshape(-1)[: 65_536 * sound.channels].reshape(-1, sound.channels)
+            n_frames = 0
+            while n := len(sound.read(out=block)):
+                n_frames += n
+            decoded += n_frames / sound.samplerate
+    return decoded
+
+
+def kernel_only(paths: list[str]) -> float:
+    """The same with the mix to mono, the mel spectrogram and the built-in model."""
+    import torch
+
+    from mer_batch.audio.decode import AudioLimits
+    from mer_batch.checkpoint import builtin_checkpoint
+    from mer_batch.extract import Extractor
+    from mer_batch.score import Scorer
+
+    torch.set_num_threads(1)
+    checkpoint = builtin_checkpoint()
+    extractor = Extractor(checkpoint.feature_set, AudioLimits())
+    scorer = Scorer(checkpoint.build())
+    seconds = 0.0
+    for path in paths:
+        track = extractor.extract(Path(path).read_bytes())
+        scorer.score(track.segments)
+        seconds += track.duration_seconds
+    return seconds
+
+
+def on_all_cores(work: Callable[[list[str]], float], paths: list[str]) -> Figure:
+    """Run a plain function on all cores, one process each, without any framework."""
+    context = multiprocessing.get_context("spawn")
+    began, cpu = time.monotonic(), _children_cpu()
+    with context.Pool(N_CORES) as pool:
+        pool.map(work, [paths[core :: N_CORES][:1] for core in range(N_CORES)])  # start-up apart
+        ready = time.monotonic()
+        pool.map(work, [paths[core::N_CORES] for core in range(N_CORES)], chunksize=1)
+        worked = time.monotonic() - ready
+        pool.close()
+        pool.join()
+    return Figure(time.monotonic() - began, worked, _children_cpu() - cpu, 0)
+
+
+def _children_cpu() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def tag(folder: Path, workplace: Path) -> Figure:
+    """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
+    output = workplace / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    config = workplace / "tag.yaml"
+    config.write_text(yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}}))
+    began = time.monotonic()
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    watched, cpu, peak = psutil.Process(driver.pid), {}, 0
+    while driver.poll() is None:
+        try:
+            family = [watched, *watched.children(recursive=True)]
+            memory = 0
+            for process in family:
+                try:
+                    times = process.cpu_times()
+                    cpu[process.pid] = times.user + times.system
+                    memory += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak = max(peak, memory)
+        except psutil.Error:
+            pass
+        time.sleep(0.5)
+    seconds = time.monotonic() - began
+    assert driver.returncode == 0, "mer-batch tag failed"
+    (manifest,) = output.glob("runs/2*/manifest.json")
+    content = json.loads(manifest.read_text())
+    assert content["totals"]["n_scored"] == content["n_pending"]
+    return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
+
+
+def gather_files(folder: Path, n_tracks: int) -> tuple[list[str], str]:
+    """Files under distinct names: real 30-s clips where there are some, else composed ones."""
+    data = os.environ.get("MER_BATCH_DATA")
+    clips = sorted(Path(data, "musifeast17", "audio").glob("*.mp3")) if data else []
+    described = "30-s clips of 17 genres (mono, 80 kbit/s, 44.1 kHz)"
+    folder.mkdir()
+    if not clips:
+        described = "composed 30-s pieces (mono, about 100 kbit/s, 44.1 kHz)"
+        for mood in MOODS:
+            for seed in range(8):
+                clip = folder.parent / f"{mood}-{seed}.mp3"
+                clip.write_bytes(encode_mp3(compose(mood, seed, seconds=30)))
+                clips.append(clip)
+    paths = []
+    for number in range(n_tracks):
+        path = folder / f"{number:06}.mp3"
+        os.symlink(clips[number % len(clips)], path)
+        paths.append(str(path))
+    return paths, described
+
+
+def main() -> None:
+    """Measure, print and write BENCHMARKS.md."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--tracks", type=int, default=2000)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        workplace = Path(name)
+        paths, described = gather_files(workplace / "music", chosen.tracks)
+        audio_seconds = decode_only(paths[: min(len(paths), 237)]) / min(len(paths), 237) * len(paths)
+        jobs: dict[str, Callable[[], Figure]] = {
+            "decode only, reused buffer": lambda: on_all_cores(decode_only, paths),
+            "our kernel (decode, mel, score)": lambda: on_all_cores(kernel_only, paths),
+            "mer-batch tag": lambda: tag(workplace / "music", workplace),
+        }
+        figures: dict[str, list[Figure]] = {job: [] for job in jobs}
+        for repeat in range(chosen.repeats):
+            for job, measure in jobs.items():
+                figures[job].append(measure())
+                print(f"{repeat + 1}/{chosen.repeats} {job}: {figures[job][-1]}", flush=True)
+    report = describe(figures, len(paths), audio_seconds, described, chosen.repeats)
+    print(report)
+    chosen.output.write_text(report, encoding="utf-8")
+
+
+def describe(
+    figures: dict[str, list[Figure]], n_tracks: int, audio_seconds: float, files: str, repeats: int
+) -> str:
+    """BENCHMARKS.md: medians, and every rate as a share of decoding in the same repeat."""
+    floor = figures["decode only, reused buffer"]
+    rows = []
+    for job, measured in figures.items():
+        is_ours = job == "mer-batch tag"
+        kinds = [("without start-up", "work_seconds")] + ([("whole process", "seconds")] if is_ours else [])
+        for kind, attribute in kinds:
+            seconds = [getattr(figure, attribute) for figure in measured]
+            ratios = [base.work_seconds / s for base, s in zip(floor, seconds, strict=True)]
+            middle = statistics.median(seconds)
+            cpu = statistics.median(figure.cpu_seconds for figure in measured)
+            peak = max(figure.peak_bytes for figure in measured)
+            memory = f"{peak / 2**30:.1f} GiB" if peak else ""
+            rows.append(
+                f"| {job}, {kind} | {n_tracks / middle:.1f} | {audio_seconds / middle:,.0f} | "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
+                f"{1000 * cpu / n_tracks:.0f} | {memory} |"
+            )
+    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    table = "\n".join(rows)
+    return f"""# Benchmarks
+
+Made by `make bench` on {datetime.date.today():%Y-%m-%d}: {n_tracks:,} files, {files}, on
+{N_CORES} cores ({platform.machine()}, Python {platform.python_version()}, {versions}).
+Medians of {repeats} repeats in which the jobs take turns; the machine was shared, so the ratio to
+decoding, taken within each repeat, is what counts (median, and from least to most).
+
+| job | tracks/s | seconds of audio/s | of decoding | CPU ms a track | peak memory |
+|---|---|---|---|---|---|
+{table}
+
+"Decode only" reads each file with soundfile into one reused buffer, one process a core, and
+throws the samples away: no job that decodes with it can be faster. "Without start-up" leaves out
+the start of the interpreter and, for `mer-batch tag`, of Ray; the start of the workers and of
+their decoder processes, the commits and all else is in it. "Whole process" runs from the shell's
+command to the published night. Memory is the sum over the driver, Ray and the workers, shared
+pages counted once for each.
+"""
+
+
+if __name__ == "__main__":
+    main()
