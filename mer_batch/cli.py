@@ -54,6 +54,28 @@ def tag(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train the built-in model on labelled clips, measure it and write a checkpoint."""
+    from rich.table import Table
+
+    from mer_batch.config import TrainConfig, load_config
+    from mer_batch.schema import TARGETS
+    from mer_batch.train import describe_r2, run
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    console = _console()
+    summary = run(settings, console.print)
+    table = Table("R^2 (95 % interval)", "clips", *TARGETS)
+    for name, entry in summary.card.r2.items():
+        cells = [describe_r2(entry, target) for target in TARGETS]
+        table.add_row(name, str(entry["n_clips"]), *cells)
+    console.print(table)
+    for reject in summary.rejects:
+        console.print(f"left out {reject.dataset} {reject.track_id}: {reject.message}")
+    console.print(f"checkpoint  {summary.folder}")
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for audio, scores and picture.")

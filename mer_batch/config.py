@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from mer_batch import schema
@@ -17,9 +26,18 @@ from mer_batch.child import ChildLimits
 from mer_batch.errors import ConfigError
 from mer_batch.registry import unknown_name
 
+# PyYAML lets some of Python's own errors out, for values such as 2026-13-45.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, KeyError)
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        # `ray:` with every line below it commented out is a section too.
+        return {} if value is None else value
 
 
 def _column_name_part(prefix: str) -> str:
@@ -28,7 +46,24 @@ def _column_name_part(prefix: str) -> str:
     return prefix
 
 
+def _http_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError("must look like http://host:port or https://host")
+    return url
+
+
+def _no_number(value: Any) -> Any:
+    # Pydantic would take 0 for the first of January 1970.
+    if isinstance(value, int | float):
+        raise ValueError("must be a date like 2026-11-22")
+    return value
+
+
 NonEmpty = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CatalogConfig(_Section):
@@ -76,7 +111,7 @@ class OutputConfig(_Section):
 
     uri: NonEmpty
     prefix: Annotated[str, AfterValidator(_column_name_part)] = ""
-    lease_seconds: float = Field(60.0, ge=2)
+    lease_seconds: float = Field(60.0, ge=2, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -89,10 +124,16 @@ class AudioConfig(_Section):
     """What one track may cost before it becomes a reject."""
 
     max_bytes: int = Field(AudioLimits.max_bytes, gt=0)
-    min_seconds: float = Field(AudioLimits.min_seconds, gt=0)
-    max_seconds: float = Field(AudioLimits.max_seconds, gt=0)
-    timeout_seconds: float = Field(ChildLimits.timeout_seconds, gt=0)
+    min_seconds: Seconds = AudioLimits.min_seconds
+    max_seconds: Seconds = AudioLimits.max_seconds
+    timeout_seconds: Seconds = ChildLimits.timeout_seconds
     memory_bytes: int = Field(ChildLimits.memory_bytes, gt=0)
+
+    @model_validator(mode="after")
+    def _some_track_fits(self) -> AudioConfig:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds must be at most max_seconds={self.max_seconds:g}")
+        return self
 
     def limits(self) -> ChildLimits:
         """The same, as the kernels take them."""
@@ -105,7 +146,7 @@ class AudioConfig(_Section):
 class StorageConfig(_Section):
     """How to reach an S3 store. Credentials come from the environment, never from here."""
 
-    endpoint_url: str | None = None
+    endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
     region: str | None = None
 
 
@@ -136,11 +177,77 @@ class TagConfig(_Section):
     storage: StorageConfig = StorageConfig()
     ray: RayConfig = RayConfig()
     max_reject_rate: float = Field(0.1, ge=0, le=1)
-    run_date: datetime.date | None = None
+    run_date: Annotated[datetime.date | None, BeforeValidator(_no_number)] = None
 
     def enriched_names(self) -> list[str]:
         """Names of the columns that ``enriched/`` adds."""
         return [self.output.prefix + field.name for field in schema.ENRICHED_FIELDS]
+
+
+class TrainDataConfig(_Section):
+    """Which labelled data sets to learn from.
+
+    Attributes
+    ----------
+    uri : str
+        A local folder that holds a folder for each data set, of its loader's name.
+    target : str
+        The data set whose ratings the model is to give.
+    related : list of str
+        Data sets that help, as separate but correlated tasks.
+    """
+
+    uri: NonEmpty
+    target: NonEmpty = "musifeast17"
+    related: list[NonEmpty] = ["soundtracks"]
+
+    @model_validator(mode="after")
+    def _named_once(self) -> TrainDataConfig:
+        names = [self.target, *self.related]
+        if len(set(names)) < len(names):
+            raise ValueError(f"target and related must name each data set once: {names}")
+        return self
+
+
+class TrainOutputConfig(_Section):
+    """The local folder that the checkpoint is written to."""
+
+    uri: NonEmpty
+
+
+class PooledRidgeConfig(_Section):
+    """The built-in model; see ``models/pooled_ridge.py``.
+
+    Attributes
+    ----------
+    n_members : int
+        Regressions in the ensemble.
+    coupling : float
+        Correlation between the tasks' regressions: 0 ignores the related sets, 1 pools them.
+    """
+
+    name: Literal["pooled_ridge"] = "pooled_ridge"
+    n_members: int = Field(16, ge=1, le=1000)
+    coupling: float = Field(0.7, ge=0, le=1)
+
+
+class TrainConfig(_Section):
+    """Configuration of ``mer-batch train``.
+
+    Attributes
+    ----------
+    seed : int
+        Of the folds and of the ensemble's members.
+    n_folds, n_repeats : int
+        Of the cross-validation: how many parts, and how many times it is drawn anew.
+    """
+
+    data: TrainDataConfig
+    output: TrainOutputConfig
+    model: PooledRidgeConfig = PooledRidgeConfig()
+    seed: int = Field(0, ge=0)
+    n_folds: int = Field(5, ge=2)
+    n_repeats: int = Field(10, ge=1)
 
 
 Config = TypeVar("Config", bound=_Section)
@@ -166,41 +273,54 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config={str(path)!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"config={str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r} must hold `key: value` lines")
-    for override in overrides:
-        _apply_override(content, override)
-    return parse_config(kind, content, origin=str(path))
+    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
+    return _validated(kind, content, origin=str(path), faults=faults)
 
 
 def parse_config(kind: type[Config], content: dict[str, Any], *, origin: str) -> Config:
     """Validate a configuration given as a dictionary; see :func:`load_config`."""
+    return _validated(kind, content, origin=origin, faults=[])
+
+
+def _validated(
+    kind: type[Config], content: dict[str, Any], *, origin: str, faults: list[str]
+) -> Config:
+    """Validate; `faults` are those found before."""
+    cause = None
     try:
-        return kind.model_validate(content)
+        config = kind.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(kind, fault) for fault in error.errors()]
+        faults = faults + [_fault(kind, fault) for fault in error.errors()]
+        cause = error
+    if faults:
         lines = "".join(f"\n  - {fault}" for fault in faults)
         plural = "fault" if len(faults) == 1 else "faults"
-        raise ConfigError(f"{origin}: {len(faults)} {plural}:{lines}") from error
+        raise ConfigError(f"{origin}: {len(faults)} {plural}:{lines}") from cause
+    return config
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+def _apply_override(content: dict[str, Any], override: str) -> str | None:
+    """Set one key; returns what is wrong with the override."""
     key, separator, text = override.partition("=")
     names = key.split(".")
     if not separator or not all(names):
-        raise ConfigError(f"override={override!r} must look like section.key=value")
+        return f"override={override!r} must look like section.key=value"
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override={override!r}: the value is not valid YAML: {error}") from error
+    except _YAML_ERRORS as error:
+        return f"override={override!r}: the value is not valid YAML: {error}"
     for name in names[:-1]:
-        section = content.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"override={override!r}: {name!r} is not a section")
-        content = section
+        if content.get(name) is None:
+            content[name] = {}
+        if not isinstance(content[name], dict):
+            return f"override={override!r}: {name!r} is not a section"
+        content = content[name]
     content[names[-1]] = value
+    return None
 
 
 def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:

@@ -1,8 +1,8 @@
 """What our own model is shown: decibels of 80 narrow bands, at each track's own length.
 
 Raw power spans three to five orders of magnitude within a clip; decibels do not. A window of
-46 ms and bands a third of a tone apart above 1 kHz let partials of a chord stand out as peaks,
-which is what the statistics of pitch live on. Above 16 kHz an MP3 holds its encoder's choices.
+46 ms and bands less than a semitone apart let the partials of a chord stand out as peaks, which
+is what the statistics of pitch live on. Above 16 kHz an MP3 holds its encoder's choices.
 """
 
 from mer_batch.audio.mel import MelParameters

@@ -92,6 +92,15 @@ def test_silence_around_a_sound_changes_little(statistics: Statistics) -> None:
     np.testing.assert_allclose(framed["loudness"][:3], bare["loudness"][:3], atol=1)
 
 
+def test_a_second_of_sound_in_half_a_minute_of_silence_sets_the_level(
+    statistics: Statistics,
+) -> None:
+    sound = noise(1)
+    lonely = np.concatenate([np.zeros(15 * RATE), sound, np.zeros(14 * RATE)])
+    bare, framed = grouped(statistics, sound), grouped(statistics, lonely)
+    np.testing.assert_allclose(framed["loudness"][0], bare["loudness"][0], atol=1)
+
+
 @pytest.mark.parametrize("interval_seconds", [0.3, 0.5, 0.8])
 def test_pulse_peaks_at_the_planted_tempo(statistics: Statistics, interval_seconds: float) -> None:
     pulse = grouped(statistics, pulses(interval_seconds, 20))["pulse"][:12]
