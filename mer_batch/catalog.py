@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.json as pajson
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from mer_batch.config import CatalogConfig
 from mer_batch.errors import CatalogError
-from mer_batch.storage import SCHEMES, Location, Storage, parse_uri
+from mer_batch.storage import SCHEME_PATTERN, SCHEMES, Location, Storage, parse_uri
 
 #: A file with one of these endings counts as audio in a folder of audio files.
 AUDIO_SUFFIXES = (
@@ -79,13 +80,17 @@ class Catalog:
         if isinstance(self._source, pa.Table):
             yield from self._source.to_batches(max_chunksize=_BATCH_ROWS)
             return
+        changed = "the catalog was changed while the run read it; run again"
         begin = 0
-        for batch in self._source.to_batches(batch_size=_BATCH_ROWS):
-            ids = _plain(pa.chunked_array([batch[self._id_column]])).cast(self.id_type)
-            if not ids.equals(self.keys["track_id"].slice(begin, len(ids))):
-                raise CatalogError("the catalog was changed while the run read it; run again")
-            begin += len(ids)
-            yield batch
+        try:
+            for batch in self._source.to_batches(batch_size=_BATCH_ROWS):
+                ids = _plain(pa.chunked_array([batch[self._id_column]])).cast(self.id_type)
+                if not ids.equals(self.keys["track_id"].slice(begin, len(ids))):
+                    raise CatalogError(changed)
+                begin += len(ids)
+                yield batch
+        except (pa.ArrowException, OSError) as error:
+            raise CatalogError(f"{changed} ({error})") from error
 
     def columns(self, names: list[str]) -> pa.Table:
         """Some columns of all rows."""
@@ -115,18 +120,27 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     is_folder = storage.is_folder(location)
     if not is_folder and not storage.exists(location):
         raise CatalogError(f"catalog.uri={config.uri!r}: no such file or folder")
-    files = list(storage.list_files(location)) if is_folder else [_one_file(location, storage)]
+    files = (
+        list(storage.list_files(location))
+        if is_folder
+        else [(location, 0, storage.version(location))]
+    )
     kind = _kind(config, location, files, is_folder)
-    chosen = _chosen(kind, files)
+    chosen = _chosen(kind, location, files)
     if not chosen and kind != "delta":
         raise CatalogError(f"catalog.uri={config.uri!r} holds no {kind} files")
     try:
-        source = _open(kind, location, [found for found, _, _ in chosen], storage)
+        source = _open(kind, config, location, [found for found, _, _ in chosen], storage)
+        _check_publishable(source.schema)
     except (pa.ArrowException, DeltaError, OSError, UnicodeDecodeError) as error:
-        raise CatalogError(f"catalog.uri={config.uri!r} cannot be read as {kind}: {error}") from error
+        raise CatalogError(
+            f"catalog.uri={config.uri!r} cannot be read as {kind}: {error}"
+        ) from error
     notes = []
     if kind == "audio" and len(files) > len(chosen):
-        notes.append(f"{len(files) - len(chosen)} files in {config.uri} have no audio ending: ignored")
+        notes.append(
+            f"{len(files) - len(chosen)} files in {config.uri} have no audio ending: ignored"
+        )
     if kind == "audio":
         config = config.model_copy(update={"id_column": "track_id", "audio_column": "audio_uri"})
     taken = [name for name in taken_names if name in source.schema.names]
@@ -138,7 +152,7 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     fingerprint = hashlib.sha256(
         repr([(found.uri, size, version) for found, size, version in chosen]).encode()
     ).hexdigest()
-    folder = location.uri if is_folder else location.uri.rpartition("/")[0]
+    folder = location.uri.rstrip("/") if is_folder else location.uri.rpartition("/")[0]
     try:
         return Catalog(source, config, folder=folder, fingerprint=fingerprint, notes=notes)
     except (pa.ArrowException, OSError) as error:
@@ -148,9 +162,14 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
 # ------------------------------------------------------------------------------- opening
 
 
-def _one_file(location: Location, storage: Storage) -> tuple[Location, int, str]:
-    (version,) = storage.audio_versions([location.uri])
-    return location, 0, version
+def _below(location: Location, found: Location) -> list[str]:
+    """The folders and the name that lead from a folder to a file in it."""
+    return found.path[len(location.path.rstrip("/")) :].lstrip("/").split("/")
+
+
+def _is_hidden(location: Location, found: Location) -> bool:
+    """Whether readers of tables pass it over: ``_SUCCESS``, ``_temporary/``, ``.crc``."""
+    return any(part.startswith(("_", ".")) for part in _below(location, found))
 
 
 def _kind(
@@ -170,9 +189,13 @@ def _kind(
                 "set catalog.format"
             )
         return kind
-    if any("/_delta_log/" in found.path for found, _, _ in files):
+    if any(_below(location, found)[0] == "_delta_log" for found, _, _ in files):
         return "delta"
-    kinds = {_TABLE_SUFFIXES[_suffix(f)] for f, _, _ in files if _suffix(f) in _TABLE_SUFFIXES}
+    kinds = {
+        _TABLE_SUFFIXES[_suffix(found)]
+        for found, _, _ in files
+        if _suffix(found) in _TABLE_SUFFIXES and not _is_hidden(location, found)
+    }
     has_audio = any(_suffix(found) in AUDIO_SUFFIXES for found, _, _ in files)
     names_columns = {"id_column", "audio_column"} & config.model_fields_set
     if has_audio and not (kinds and names_columns):
@@ -181,7 +204,8 @@ def _kind(
         return kinds.pop()
     found_kinds = " and ".join(sorted(kinds)) or "neither audio nor table"
     raise CatalogError(
-        f"catalog.uri={config.uri!r} holds {found_kinds} files; point at one kind or set catalog.format"
+        f"catalog.uri={config.uri!r} holds {found_kinds} files; point at one kind or "
+        "set catalog.format"
     )
 
 
@@ -190,40 +214,76 @@ def _suffix(location: Location) -> str:
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _chosen(kind: str, files: list[tuple[Location, int, str]]) -> list[tuple[Location, int, str]]:
+def _chosen(
+    kind: str, location: Location, files: list[tuple[Location, int, str]]
+) -> list[tuple[Location, int, str]]:
     if len(files) == 1 and kind != "audio":
         return files
     if kind == "audio":
         return [entry for entry in files if _suffix(entry[0]) in AUDIO_SUFFIXES]
     if kind == "delta":
-        return [entry for entry in files if "/_delta_log/" in entry[0].path]
+        return [entry for entry in files if _below(location, entry[0])[0] == "_delta_log"]
     return [
         entry
         for entry in files
-        if _TABLE_SUFFIXES.get(_suffix(entry[0])) == kind
-        and not any(part.startswith(("_", ".")) for part in entry[0].path.split("/")[-2:])
+        if _TABLE_SUFFIXES.get(_suffix(entry[0])) == kind and not _is_hidden(location, entry[0])
     ]
 
 
 def _open(
-    kind: str, location: Location, chosen: list[Location], storage: Storage
+    kind: str, config: CatalogConfig, location: Location, chosen: list[Location], storage: Storage
 ) -> pads.Dataset | pa.Table:
-    filesystem = storage.filesystem(location)
     if kind == "audio":
         return _audio_table(location, chosen)
     if kind == "delta":
-        table = DeltaTable(location.uri, storage_options=storage.delta_options(location))
-        if table.metadata().partition_columns:
-            raise CatalogError(
-                f"{location.uri}: a partitioned Delta table keeps columns outside its files; "
-                "write it out as Parquet"
-            )
-        paths = [parse_uri(uri).fs_path for uri in table.file_uris()]
-        return pads.dataset(paths, filesystem=filesystem, format="parquet")
+        return _delta_dataset(location, storage)
     if kind == "parquet":
         return _parquet_dataset(location, chosen, storage)
-    parts = [_READERS[kind](storage.read(part)) for part in chosen]
-    return _unified(parts)
+    contents = [storage.read(part) for part in chosen]
+    if kind == "csv":
+        return _read_csv(contents, exact={config.id_column, config.version_column})
+    return _unified([_read_jsonl(content) for content in contents])
+
+
+def _delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
+    """The files of a Delta table's latest version, in the table's own schema."""
+    table = DeltaTable(location.uri, storage_options=storage.delta_options(location))
+    if table.metadata().partition_columns:
+        raise CatalogError(
+            f"{location.uri}: a partitioned Delta table keeps columns outside its files; "
+            "write it out as Parquet"
+        )
+    features = {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or ())
+    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+        features.add("columnMapping")
+    if features:
+        raise CatalogError(
+            f"{location.uri}: the Delta table uses {', '.join(sorted(features))}, so its files do "
+            "not hold just its rows; write it out as Parquet"
+        )
+    actions = pa.table(table.get_add_actions(flatten=True))
+    # A path is relative to the table, or a whole URI in a shallow clone.
+    paths = [str(path) for path in actions["path"].to_pylist()]
+    files = [parse_uri(p) if "://" in p else location.child(p) for p in paths]
+    return pads.dataset(
+        [file.fs_path for file in files],
+        filesystem=storage.filesystem(location),
+        format="parquet",
+        schema=pa.schema(table.schema().to_arrow()),
+    )
+
+
+def _check_publishable(columns: pa.Schema) -> None:
+    """Refuse now what could not be written as Parquet after a whole night's work."""
+    repeated = {name for name in columns.names if columns.names.count(name) > 1}
+    if repeated:
+        raise CatalogError(
+            f"the catalog has several columns of one name: {', '.join(sorted(repeated))}"
+        )
+    try:
+        pq.ParquetWriter(io.BytesIO(), columns).close()
+    except pa.ArrowException as error:
+        raise CatalogError(f"the catalog cannot be written as Parquet: {error}") from error
 
 
 def _parquet_dataset(location: Location, chosen: list[Location], storage: Storage) -> pads.Dataset:
@@ -271,28 +331,38 @@ def _exact_uri(location: Location) -> str:
     return "file://" + urllib.parse.quote(location.path, errors="surrogateescape")
 
 
-def _read_csv(content: bytes) -> pa.Table:
-    """Read CSV, keeping as text what a guessed type would change (007, 1e400)."""
-    text = pacsv.read_csv(
-        io.BytesIO(content),
-        convert_options=pacsv.ConvertOptions(
-            column_types=_all_strings(content), strings_can_be_null=False
-        ),
+def _read_csv(contents: list[bytes], *, exact: set[str | None]) -> pa.Table:
+    """Read CSV files as one, keeping as text what a guessed type would change (007, 1e400).
+
+    Columns named in `exact` do not become float64: 1.10 is not the version 1.1.
+    """
+    # The types are guessed over all files together: one file's part of a column may be empty.
+    text = _unified([_csv_text(content) for content in contents])
+    return pa.table(
+        {name: _narrowed(text[name], may_be_float=name not in exact) for name in text.column_names}
     )
-    return pa.table({name: _narrowed(text[name]) for name in text.column_names})
 
 
-def _all_strings(content: bytes) -> dict[str, pa.DataType]:
-    with pacsv.open_csv(io.BytesIO(content)) as reader:
-        return dict.fromkeys(reader.schema.names, pa.string())
+def _csv_text(content: bytes) -> pa.Table:
+    parsing = pacsv.ParseOptions(newlines_in_values=True)
+    with pacsv.open_csv(io.BytesIO(content), parse_options=parsing) as reader:
+        names = reader.schema.names
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise CatalogError(
+            f"the catalog has several columns of one name: {', '.join(sorted(repeated))}"
+        )
+    strings = dict.fromkeys(names, pa.string())
+    options = pacsv.ConvertOptions(column_types=strings, strings_can_be_null=False)
+    return pacsv.read_csv(io.BytesIO(content), parse_options=parsing, convert_options=options)
 
 
-def _narrowed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _narrowed(column: pa.ChunkedArray, *, may_be_float: bool) -> pa.ChunkedArray:
     """Text as int64 or float64 where every value is one, written in the usual way."""
     values = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
     if values.null_count == len(values):
         return column
-    for number in (pa.int64(), pa.float64()):
+    for number in (pa.int64(), pa.float64()) if may_be_float else (pa.int64(),):
         try:
             numbers = values.cast(number)
         except pa.ArrowInvalid:
@@ -307,18 +377,30 @@ def _narrowed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _read_jsonl(content: bytes) -> pa.Table:
-    """Read JSON lines; a string that looks like a date stays a string."""
-    table = pajson.read_json(io.BytesIO(content))
-    guessed = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+    """Read JSON lines; a string that looks like a date stays a string, at any depth."""
+    # A block must hold the longest line.
+    n_longest = max(map(len, content.splitlines()), default=0)
+    reading = pajson.ReadOptions(block_size=max(1 << 20, n_longest + 2))
+    table = pajson.read_json(io.BytesIO(content), read_options=reading)
+    guessed = [field for field in table.schema if _undated(field.type) != field.type]
     if not guessed:
         return table
-    strings = pa.schema([(name, pa.string()) for name in guessed])
+    strings = pa.schema([field.with_type(_undated(field.type)) for field in guessed])
+    parsing = pajson.ParseOptions(explicit_schema=strings)
     return pajson.read_json(
-        io.BytesIO(content), parse_options=pajson.ParseOptions(explicit_schema=strings)
+        io.BytesIO(content), read_options=reading, parse_options=parsing
     ).select(table.column_names)
 
 
-_READERS = {"csv": _read_csv, "jsonl": _read_jsonl}
+def _undated(kind: pa.DataType) -> pa.DataType:
+    """The type with a string for every timestamp in it."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_undated(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_undated(field.type)) for field in kind])
+    return kind
 
 
 # ------------------------------------------------------------------------------- checking
@@ -343,6 +425,7 @@ def _keys(catalog: Catalog, config: CatalogConfig, folder: str) -> pa.Table:
     version: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.string())
     if config.version_column is not None:
         version = _cast(table[config.version_column], pa.string(), config.version_column)
+        version = pc.if_else(pc.equal(version, ""), pa.scalar(None, pa.string()), version)
     seconds: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.float64())
     if config.duration_column is not None:
         seconds = _cast(table[config.duration_column], pa.float64(), config.duration_column)
@@ -367,7 +450,9 @@ def _cast(column: pa.ChunkedArray, to: pa.DataType, name: str) -> pa.ChunkedArra
     try:
         return column.cast(to)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise CatalogError(f"column {name!r} of type {column.type} cannot be read as {to}") from error
+        raise CatalogError(
+            f"column {name!r} of type {column.type} cannot be read as {to}"
+        ) from error
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -378,7 +463,9 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -386,6 +473,7 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     column = _plain(column)
     if _is_text(column.type):
         ids = column.cast(pa.string())
+        ids.validate(full=True)  # Parquet may hold bytes that are no UTF-8
         missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
     elif pa.types.is_integer(column.type):
         ids = _cast(column, pa.int64(), name)
@@ -413,10 +501,13 @@ def _uris(
     if not _is_text(column.type):
         raise CatalogError(f"audio column {name!r} has type {column.type}; URIs must be strings")
     uris = column.cast(pa.string())
+    uris.validate(full=True)
     missing = pc.or_kleene(pc.is_null(uris), pc.equal(uris, ""))
-    _refuse(missing, "null or empty URIs", f"audio column {name!r}", ids.filter(missing), "track_id")
-    has_scheme = pc.match_substring_regex(uris, r"^[A-Za-z][A-Za-z0-9+.-]*://")
-    known = pc.match_substring_regex(uris, rf"^(?i:{'|'.join(SCHEMES)})://[^/]*/?.*$")
+    _refuse(
+        missing, "null or empty URIs", f"audio column {name!r}", ids.filter(missing), "track_id"
+    )
+    has_scheme = pc.match_substring_regex(uris, SCHEME_PATTERN)
+    known = pc.match_substring_regex(uris, rf"^(?i:({'|'.join(SCHEMES)})://|file:/)")
     foreign = pc.and_(has_scheme, pc.invert(known))
     _refuse(
         foreign,

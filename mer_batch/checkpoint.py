@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -21,6 +21,9 @@ from mer_batch import schema
 from mer_batch.errors import CheckpointError, MerBatchError
 from mer_batch.feature_sets import FeatureSet, feature_set
 from mer_batch.models import build_model
+
+if TYPE_CHECKING:
+    from mer_batch.storage import Storage
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -148,7 +151,8 @@ def _parse_card(card_json: bytes, origin: str) -> Card:
         card = Card.model_validate_json(card_json)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'card'}: {fault['msg']}" for fault in error.errors()
+            f"{'.'.join(map(str, fault['loc'])) or 'card'}: {fault['msg']}"
+            for fault in error.errors()
         )
         raise CheckpointError(f"{origin}: {CARD_NAME} is not a valid card: {faults}") from error
     if tuple(card.targets) != schema.TARGETS or card.scale != [-1, 1]:
@@ -217,6 +221,32 @@ def save_checkpoint(
     text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False)
     (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
     return card
+
+
+def read_checkpoint(uri: str, storage: Storage) -> Checkpoint:
+    """Read a checkpoint and try it once on empty features.
+
+    Parameters
+    ----------
+    uri : str
+        ``builtin``, or a folder or prefix.
+    storage : Storage
+
+    Raises
+    ------
+    CheckpointError, StorageError
+    """
+    # Imported here: the decoder's process needs checkpoints, but no client of any store.
+    from mer_batch.storage import parse_uri
+
+    if uri == "builtin":
+        checkpoint = builtin_checkpoint()
+    else:
+        folder = parse_uri(uri)
+        card, weights = (storage.read(folder.child(name)) for name in (CARD_NAME, WEIGHTS_NAME))
+        checkpoint = Checkpoint(card, weights, origin=uri)
+    checkpoint.check()
+    return checkpoint
 
 
 def builtin_checkpoint() -> Checkpoint:

@@ -23,35 +23,17 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import AudioError, MerBatchError
+from mer_batch.limits import ChildLimits
 
 _STARTUP_SECONDS = 120.0
 _LAST_WORDS_SECONDS = 5.0
 _MAX_STDERR_BYTES = 64 * 1024
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class ChildLimits:
-    """What one track may cost, in the child and of it.
-
-    Attributes
-    ----------
-    audio : AudioLimits
-        Bytes and decoded seconds.
-    timeout_seconds : float
-        Wall-clock time for one track [s].
-    memory_bytes : int
-        Memory that decoding may add to the child [bytes].
-    """
-
-    audio: AudioLimits = AudioLimits()
-    timeout_seconds: float = 60.0
-    memory_bytes: int = 1024 * 1024 * 1024
 
 
 class ChildStartError(MerBatchError):
@@ -119,7 +101,7 @@ class Child:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        stderr = tempfile.TemporaryFile()
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the child is buried)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mer_batch.child", str(theirs.fileno())],
@@ -152,7 +134,9 @@ class Child:
         self._stderr.seek(0)
         last_words = self._stderr.read(_MAX_STDERR_BYTES).decode(errors="replace").strip()
         self._forget()
-        return f"the decoder process died with {died}" + (f": {last_words[-2000:]}" if last_words else "")
+        return f"the decoder process died with {died}" + (
+            f": {last_words[-2000:]}" if last_words else ""
+        )
 
     def _forget(self) -> None:
         assert self._process is not None
@@ -165,7 +149,9 @@ class Child:
 
 def _clean_environment() -> dict[str, str]:
     """What the child needs to import this package, and nothing else: no credentials."""
-    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LANG") if name in os.environ
+    }
     search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {**kept, "PYTHONPATH": search_path, **dict.fromkeys(_ONE_THREAD, "1")}
 
@@ -239,7 +225,10 @@ def _serve(connection: socket.socket) -> None:
         except Exception as error:  # the one broad catch: whatever a track does, it is one reject
             words = f"{type(error).__name__}: {error}"
             is_memory = "can't allocate memory" in words or "not enough memory" in words
-            reply = {"reason": "memory_limit" if is_memory else "decode_error", "message": words[:2000]}
+            reply = {
+                "reason": "memory_limit" if is_memory else "decode_error",
+                "message": words[:2000],
+            }
         _send(connection, json.dumps(reply).encode())
 
 

@@ -117,10 +117,11 @@ def compose(mood: str, seed: int, *, seconds: float = 15.0) -> Float32:
         if m.drums:
             _hit(waveform, begin, random, m.drums * (1.0 if number % 2 else 0.6))
             _hit(waveform, begin + beat / 2, random, m.drums * 0.3)
-    fade = np.linspace(0, 1, SAMPLE_RATE // 20, dtype=np.float32)
+    fade = np.linspace(0, 1, min(SAMPLE_RATE // 20, len(waveform) // 2), dtype=np.float32)
     waveform[: len(fade)] *= fade
-    waveform[-len(fade) :] *= fade[::-1]
-    return (waveform * (m.peak / np.abs(waveform).max())).astype(np.float32)
+    waveform[len(waveform) - len(fade) :] *= fade[::-1]
+    loudest = float(np.abs(waveform).max())
+    return waveform * np.float32(m.peak / loudest)
 
 
 def _note(mood: Mood, tonic: int, degree: int) -> float:

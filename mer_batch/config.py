@@ -22,8 +22,8 @@ from pydantic_core import ErrorDetails
 
 from mer_batch import schema
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.child import ChildLimits
 from mer_batch.errors import ConfigError
+from mer_batch.limits import ChildLimits
 from mer_batch.registry import unknown_name
 
 # PyYAML lets some of Python's own errors out, for values such as 2026-13-45.
@@ -328,7 +328,9 @@ def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
     location = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         names = _keys_at(kind, fault["loc"][:-1])
-        return unknown_name("key", location, [".".join(map(str, (*fault["loc"][:-1], n))) for n in names])
+        return unknown_name(
+            "key", location, [".".join(map(str, (*fault["loc"][:-1], n))) for n in names]
+        )
     if fault["type"] == "missing":
         return f"{location} is missing; add it to the file or as {location}=..."
     rule = fault["msg"].removeprefix("Value error, ")

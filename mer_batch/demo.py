@@ -85,7 +85,9 @@ def _table(tracks: pa.Table) -> Table:
             np.mean([row[t] for row in rows if row[t] is not None] or [np.nan])
             for t in ("valence", "arousal")
         ]
-        table.add_row(f"mean {mood}", *(f"{mean:+.2f}" for mean in means), "", style="bold", end_section=True)
+        table.add_row(
+            f"mean {mood}", *(f"{mean:+.2f}" for mean in means), "", style="bold", end_section=True
+        )
     return table
 
 

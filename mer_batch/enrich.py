@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +70,10 @@ def look_up_outcome(plan: Plan, ledger: Ledger, identity: Identity) -> Outcome:
     )
     n_missing = status.null_count
     if n_missing:
-        missing = plan.keys.filter(pc.is_null(status)).slice(0, 5).to_pylist()
+        keys = plan.keys.filter(pc.is_null(status)).slice(0, 5).to_pylist()
+        ids = [key.partition("\x00")[2] if plan.with_versions else key for key in keys]
         raise MerBatchError(
-            f"{n_missing} tracks have neither a score nor a reject (first: {missing!r}); "
+            f"{n_missing} tracks have neither a score nor a reject (first: {ids!r}); "
             "run again to finish them"
         )
     found = scores.take(at_score)
@@ -105,7 +109,8 @@ class Budget:
         """Whether a run with so many rejects among so many tracks may be published."""
         total = self.n_tried + n_tried
         # Rounded up to a whole track: one bad file in a small catalog is no sick night.
-        allowed = -int(-(total * self.max_reject_rate) // 1)
+        # By way of its decimals: 70 * 0.1 is a little more than 7 in binary.
+        allowed = math.ceil(total * Fraction(str(self.max_reject_rate)))
         return self.n_rejected + n_rejected <= allowed
 
 
@@ -124,7 +129,9 @@ def open_budget(
     last_published : str or None
         ``published_at`` of the latest marker, ISO 8601.
     """
-    since = pa.scalar(last_published or "1970-01-01T00:00:00+00:00").cast(pa.timestamp("us", tz="UTC"))
+    since = pa.scalar(last_published or "1970-01-01T00:00:00+00:00").cast(
+        pa.timestamp("us", tz="UTC")
+    )
     rejects = permanent(ledger.rejects(), identity)
     rejects = rejects.filter(pc.greater(rejects["last_seen"], since))
     scores = ledger.scores(
@@ -147,8 +154,27 @@ def last_published(storage: Storage, output: Location) -> dict[str, Any] | None:
     ]
     if not markers:
         return None
-    nights = [json.loads(storage.read(marker)) for marker in sorted(markers, key=lambda m: m.path)[-3:]]
-    return max(nights, key=lambda night: night["published_at"])
+    latest = sorted(markers, key=lambda marker: marker.path)[-3:]
+    nights = [night for marker in latest if (night := _marker_content(storage.read(marker)))]
+    return max(nights, key=lambda night: str(night["published_at"]), default=None)
+
+
+def read_marker(storage: Storage, night: Location) -> dict[str, Any] | None:
+    """The marker of one night, None where that night is not published."""
+    marker = night.child(MARKER)
+    return _marker_content(storage.read(marker)) if storage.exists(marker) else None
+
+
+def _marker_content(text: bytes) -> dict[str, Any] | None:
+    """What a marker says; None for one that is not of this package's writing."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    is_ours = isinstance(content, dict) and {"published_at", "content_id", "run_date"} <= set(
+        content
+    )
+    return content if is_ours else None
 
 
 def _list(storage: Storage, folder: Location) -> list[tuple[Location, int, str]]:
@@ -182,19 +208,19 @@ def publish(
     marker : dict
         Becomes the marker's content, with the parts' names and rows.
     """
-    if night.is_s3:
-        storage.delete(night.child(MARKER))
-        for found, _, _ in _list(storage, night):
-            storage.delete(found)
-        _write_parts(storage, night, catalog, outcome, prefix=prefix, run_id=run_id, marker=marker)
-        return
     # A leading underscore hides these folders from every reader of partitioned Parquet.
     new, old = _aside(night, f"_unfinished-{run_id}"), _aside(night, f"_replaced-{run_id}")
     try:
+        if night.is_s3:
+            storage.delete(night.child(MARKER))
+            for found, _, _ in _list(storage, night):
+                storage.delete(found)
         _write_parts(
-            storage, Location(None, str(new)), catalog, outcome,
+            storage, night if night.is_s3 else Location(None, str(new)), catalog, outcome,
             prefix=prefix, run_id=run_id, marker=marker,
         )  # fmt: skip
+        if night.is_s3:
+            return
         if os.path.isdir(night.path):
             old.parent.mkdir()
             os.rename(night.path, old)
@@ -202,7 +228,9 @@ def publish(
         shutil.rmtree(new.parent)
         shutil.rmtree(old.parent, ignore_errors=True)
     except OSError as error:
-        raise StorageError(f"cannot publish {night.uri!r}: {error}; free some space, run again") from error
+        raise StorageError(
+            f"cannot publish {night.uri!r}: {error}; free some space, run again"
+        ) from error
 
 
 def _aside(night: Location, folder: str) -> Path:
@@ -214,7 +242,9 @@ def sweep_unfinished(storage: Storage, output: Location, run_id: str) -> None:
     """Remove what a publish that was cut short has left, and put back a night that it moved."""
     enriched = output.child("enriched")
     if enriched.is_s3:
-        files = [found for found, _, _ in _list(storage, enriched)]
+        # Of our own names only: what others have put beside the nights is theirs.
+        ours = re.compile(rf"/run_date=[^/]+/({MARKER}|part-[^/]+\.parquet)$")
+        files = [found for found, _, _ in _list(storage, enriched) if ours.search(found.path)]
         complete = {f.path.rpartition("/")[0] for f in files if f.path.endswith(f"/{MARKER}")}
         for found in files:
             if found.path.rpartition("/")[0] not in complete:

@@ -7,6 +7,7 @@ wakes up again cannot commit any more.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -59,9 +60,9 @@ class Lease:
         self._location = location
         self._seconds = seconds
         self._token, generation = self._vacant(run_id)
-        me = psutil.Process()
+        me = os.getpid()
         self._holder = _Holder(
-            run_id, generation, socket.gethostname(), _machine(), me.pid, me.create_time(), 0.0
+            run_id, generation, socket.gethostname(), _machine(), me, _started(me), 0.0
         )
         if not self._put(released=False):
             raise LeaseError(f"{location.uri}: another run took the lease at the same moment")
@@ -86,17 +87,17 @@ class Lease:
         if self._lost is None and overdue > self._seconds:
             self._lost = f"it was not renewed for {overdue:.0f} s"
         if self._lost is not None:
-            raise LeaseError(f"the lease {self._location.uri} is lost: {self._lost}; nothing more is committed")
+            raise LeaseError(
+                f"the lease {self._location.uri} is lost: {self._lost}; nothing more is committed"
+            )
 
     def release(self) -> None:
         """Give the lease back; harmless where it is lost already."""
         self._stop.set()
         self._thread.join()
         if self._lost is None:
-            try:
+            with contextlib.suppress(StorageError):  # it expires by itself
                 self._put(released=True)
-            except StorageError:
-                pass  # it expires by itself
 
     def _vacant(self, run_id: str) -> tuple[str | None, int]:
         """Token and generation to take the lease with."""
@@ -104,7 +105,13 @@ class Lease:
         if present is None:
             return None, 1
         content, token = present
-        holder = _Holder(**json.loads(content))
+        try:
+            holder = _Holder(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise LeaseError(
+                f"the lease {self._location.uri} cannot be read: {error}; make sure that no run is "
+                "at work on this output, then delete it"
+            ) from error
         if not holder.released and _is_alive(holder):
             left = holder.expires_at - time.time()
             raise LeaseError(
@@ -151,6 +158,13 @@ def _is_alive(holder: _Holder) -> bool:
         return True
     # On this machine a killed holder need not be waited for.
     try:
-        return abs(psutil.Process(holder.pid).create_time() - holder.process_started) < 1
+        if psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE:
+            return False  # killed, and its parent has not taken note yet
+        return abs(_started(holder.pid) - holder.process_started) < 1
     except psutil.NoSuchProcess:
         return False
+
+
+def _started(pid: int) -> float:
+    """When a process began, since the machine's start [s]: no change of the clock moves it."""
+    return psutil.Process(pid).create_time() - psutil.boot_time()

@@ -7,7 +7,6 @@ A part that no commit names does not exist for any reader, and is swept by the n
 
 from __future__ import annotations
 
-import datetime
 import json
 import time
 from collections.abc import Sequence
@@ -23,9 +22,10 @@ from deltalake.transaction import AddAction
 from mer_batch import schema
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
-from mer_batch.storage import Location, Storage, parse_uri
+from mer_batch.storage import Location, Storage
 
 _LEASE_APP = "mer_batch_lease"
+_FENCE_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ class Ledger:
     ) -> pa.Table:
         # Not DeltaTable.to_pyarrow_table(): it may abort the interpreter at exit.
         self._refresh(table)
-        locations = [parse_uri(uri) for uri in table.file_uris()]
-        if not locations:
+        parts = self._parts(table)
+        if not parts:
             return columns_schema.empty_table().select(list(columns))
         dataset = pads.dataset(
-            [location.fs_path for location in locations],
+            [part.fs_path for part in parts],
             filesystem=self._storage.filesystem(self._output),
             format="parquet",
             schema=columns_schema,
@@ -128,12 +128,20 @@ class Ledger:
         except (DeltaError, OSError) as error:
             raise StorageError(f"cannot read {table.table_uri}: {error}") from error
 
+    def _parts(self, table: DeltaTable) -> list[Location]:
+        """The files that the table names, below our own name of its folder.
+
+        Not ``file_uris()``: those are percent-encoded, and lie behind any symbolic link.
+        """
+        folder = self._output.child("scores" if table is self._scores else "rejects")
+        return [folder.child(path) for path in _paths(table)]
+
     def content_id(self) -> str:
         """Names what both tables hold: changes with every row added, changed or removed."""
         files = []
         for table in (self._scores, self._rejects):
             self._refresh(table)
-            files.append(sorted(table.file_uris()))
+            files.append(sorted(_paths(table)))
         return content_id(files)
 
     # ------------------------------------------------------------------ writing
@@ -145,10 +153,19 @@ class Ledger:
         ------
         LeaseError
             Where a later holder was here already.
+        StorageError
+            Where the fence could not be put up.
         """
         self._generation = generation
         for table in (self._scores, self._rejects):
-            self._add(table, [], [])
+            for attempt in range(1, _FENCE_ATTEMPTS + 1):
+                try:
+                    self._add(table, [], [])
+                    break
+                except StorageError:
+                    # The holder to be shut out may be committing this very moment.
+                    if attempt == _FENCE_ATTEMPTS:
+                        raise
 
     def commit_parts(self, parts: Sequence[Part], *, run_id: str, sequence: int) -> None:
         """Add finished parts to ``scores`` in one transaction.
@@ -162,7 +179,9 @@ class Ledger:
         """
         now_ms = int(time.time() * 1000)
         actions = [
-            AddAction(part.path, part.n_bytes, {}, now_ms, True, json.dumps({"numRecords": part.n_rows}))
+            AddAction(
+                part.path, part.n_bytes, {}, now_ms, True, json.dumps({"numRecords": part.n_rows})
+            )
             for part in parts
         ]
         self._add(self._scores, actions, [Transaction(run_id, sequence)])
@@ -182,7 +201,8 @@ class Ledger:
         except (DeltaError, OSError) as error:
             # The answer may be lost and the commit done: the table knows.
             self._check_generation(table)
-            if not all(table.transaction_version(t.app_id) == t.version for t in transactions):
+            done = [Transaction(_LEASE_APP, self._generation), *transactions]
+            if not all(table.transaction_version(t.app_id) == t.version for t in done):
                 raise StorageError(f"cannot commit to {table.table_uri}: {error}") from error
 
     def merge_rejects(self, rows: pa.Table) -> None:
@@ -224,8 +244,8 @@ class Ledger:
         latest = table.transaction_version(_LEASE_APP) or 0
         if latest > self._generation:
             raise LeaseError(
-                f"{table.table_uri}: a later run (lease generation {latest}, ours {self._generation}) "
-                "has taken over; nothing more is committed"
+                f"{table.table_uri}: a later run (lease generation {latest}, ours "
+                f"{self._generation}) has taken over; nothing more is committed"
             )
 
     # ------------------------------------------------------------------ sweeping
@@ -239,7 +259,7 @@ class Ledger:
         if not folder.is_s3 and not self._storage.is_folder(folder):
             return 0
         self._refresh(self._scores)
-        named = {parse_uri(uri).uri for uri in self._scores.file_uris()}
+        named = {part.uri for part in self._parts(self._scores)}
         n_swept = 0
         for found, _, _ in list(self._storage.list_files(folder)):
             if found.uri not in named:
@@ -248,17 +268,20 @@ class Ledger:
         return n_swept
 
 
+def _paths(table: DeltaTable) -> list[str]:
+    """The table's files, relative to its folder."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    return [str(path) for path in actions["path"].to_pylist()]
+
+
 def reject_rows(rows: list[dict[str, object]], id_type: pa.DataType) -> pa.Table:
     """Rows for :meth:`Ledger.merge_rejects` out of dictionaries."""
     return pa.Table.from_pylist(rows, schema=schema.rejects_schema(id_type))
 
 
-def utc_now() -> datetime.datetime:
-    """Now, with its zone."""
-    return datetime.datetime.now(datetime.UTC)
-
-
-def track_keys(ids: pa.ChunkedArray, versions: pa.ChunkedArray | pa.Array | None) -> pa.ChunkedArray:
+def track_keys(
+    ids: pa.ChunkedArray, versions: pa.ChunkedArray | pa.Array | None
+) -> pa.ChunkedArray:
     """One string per row that names a track, or a track at a version of its audio."""
     text = ids.cast(pa.string())
     if versions is None:

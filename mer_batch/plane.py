@@ -58,8 +58,10 @@ def draw_plane(points: Sequence[Point], path: Path, *, title: str) -> None:
         at = np.array([(p.valence, p.arousal) for p in points if p.group == group])
         colour = _COLOURS[number % len(_COLOURS)]
         axes.scatter(at[:, 0], at[:, 1], s=46, color=colour, alpha=0.75, label=group)
-        axes.scatter(*at.mean(axis=0), s=160, color=colour, marker="x", linewidths=2.5)
+        valence, arousal = at.mean(axis=0)
+        axes.scatter(valence, arousal, s=160, color=colour, marker="x", linewidths=2.5)
     axes.set(xlim=(-1, 1), ylim=(-1, 1), xlabel="valence", ylabel="arousal", title=title)
     axes.set_aspect("equal")
-    axes.legend(loc="lower right")
+    if points:
+        axes.legend(loc="lower right")
     figure.savefig(path)

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from mer_batch.errors import Interrupted, MerBatchError
 from mer_batch.lease import Lease
-from mer_batch.ledger import utc_now
+from mer_batch.schema import utc_now
 from mer_batch.storage import Location, Storage
 
 
@@ -113,6 +113,9 @@ class Run:
         if error is not None:
             exit_code = error.exit_code if isinstance(error, MerBatchError) else 1
             message = f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                # StopSignals, further out, makes the exception that users see of it.
+                exit_code, message = Interrupted.exit_code, "Interrupted: stopped by a signal"
             self.say(message)
         manifest = {
             "run_id": self.run_id,
@@ -130,15 +133,6 @@ class Run:
             self._storage.write(self._folder.child("manifest.json"), text.encode())
 
 
-def iso_now() -> str:
-    """Now (UTC) as it stands in manifests and markers."""
-    return _iso(utc_now())
-
-
-def _iso(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec="microseconds")
-
-
 class StopSignals:
     """Turns SIGINT and SIGTERM into :class:`Interrupted`, but not in the middle of a commit.
 
@@ -147,7 +141,9 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._deferred = 0
+        self._grace_seconds = 0.0
         self._requested: str | None = None
+        self._is_due = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -157,7 +153,7 @@ class StopSignals:
     def install(self) -> None:
         """Put the handlers in place, again if another library has replaced them."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
                 replaced = signal.signal(number, self._handle)
                 self._previous.setdefault(number, replaced)
 
@@ -172,6 +168,11 @@ class StopSignals:
         if isinstance(error, KeyboardInterrupt):
             raise self._interrupted() from error
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._requested is not None
+
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """A stretch that a signal does not cut in two; it takes effect at the end."""
@@ -182,22 +183,60 @@ class StopSignals:
             self._deferred -= 1
         self.check()
 
-    def check(self) -> None:
-        """Stop here if a signal came while it was deferred.
+    @contextlib.contextmanager
+    def graceful(self, seconds: float) -> Iterator[None]:
+        """A stretch that has `seconds` to come to a good end after a first signal.
+
+        It should look at `was_asked` and call :meth:`stop`. A second signal ends it at once.
+        """
+        self._grace_seconds = seconds
+        try:
+            yield
+        finally:
+            self._grace_seconds = 0.0
+            if self._previous:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def stop(self) -> None:
+        """End here, having been asked to.
 
         Raises
         ------
         Interrupted
         """
-        if self._requested is not None and not self._deferred:
+        self._is_due = True
+        self.check()
+
+    def check(self) -> None:
+        """End here if that is due and was put off.
+
+        Raises
+        ------
+        Interrupted
+        """
+        if self._is_due and not self._deferred:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"stopped by {self._requested or 'SIGINT'}; finished work is committed")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        first = self._requested is None
-        self._requested = signal.Signals(number).name
-        if not self._deferred and first:
+        is_first = self._requested is None
+        if number != signal.SIGALRM:
+            self._requested = signal.Signals(number).name
+        if is_first and self._grace_seconds:
+            signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
+            return
+        raised_before, self._is_due = self._is_due, True
+        if not self._deferred and not raised_before:
             # No subclass of Exception: library code must not catch it on the way.
             raise KeyboardInterrupt
+
+
+def iso_now() -> str:
+    """Now (UTC) as it stands in manifests and markers."""
+    return _iso(utc_now())
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="microseconds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 
@@ -37,7 +38,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 
 
 def scores_schema(id_type: pa.DataType) -> pa.Schema:
-    """Columns of the ``scores/`` table: one row per (track_id, audio_version, features_id, model_id)."""
+    """Columns of ``scores/``: one row per (track_id, audio_version, features_id, model_id)."""
     return pa.schema(
         [
             pa.field("track_id", id_type, nullable=False),
@@ -102,3 +103,8 @@ def content_id(content: object) -> str:
     """Short hash of a JSON-serialisable value: 12 hexadecimal digits of its SHA-256."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def utc_now() -> datetime.datetime:
+    """Now, as every time on disk is written: UTC, with its zone."""
+    return datetime.datetime.now(datetime.UTC)

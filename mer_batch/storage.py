@@ -6,6 +6,7 @@ Credentials come from the usual chain (environment, profile, instance role) and 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -31,7 +32,10 @@ from mer_batch.errors import AudioError, MerBatchError, StorageError
 
 SCHEMES = ("file", "s3", "s3a")
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+#: Matches what has a scheme. ``file:/folder`` with one slash is how Spark and Java write it.
+SCHEME_PATTERN = r"^([A-Za-z][A-Za-z0-9+.-]*)://|^[Ff][Ii][Ll][Ee]:/"
+
+_SCHEME = re.compile(SCHEME_PATTERN)
 _BODY_ATTEMPTS = 4
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -64,7 +68,10 @@ class Location:
 
     def child(self, *names: str) -> Location:
         """The location of a file below this one."""
-        return Location(self.bucket, "/".join(filter(None, [self.path.rstrip("/"), *names])))
+        above = self.path.rstrip("/")
+        if self.is_s3 and not above:
+            return Location(self.bucket, "/".join(names))
+        return Location(self.bucket, "/".join([above, *names]))
 
     @property
     def fs_path(self) -> str:
@@ -91,6 +98,8 @@ def parse_uri(uri: str) -> Location:
     match = _SCHEME.match(uri)
     if match is None:
         return Location(None, os.path.abspath(os.path.expanduser(uri)))
+    if match[1] is None:
+        return parse_uri(f"file:///{uri[match.end() :]}")
     scheme, rest = match[1].lower(), uri[match.end() :]
     if scheme == "file":
         path = urllib.parse.unquote(rest.removeprefix("localhost"), errors="surrogateescape")
@@ -129,12 +138,23 @@ class Storage:
 
     @property
     def _endpoint(self) -> str | None:
-        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        return self._config.endpoint_url or next((os.environ[n] for n in names if os.environ.get(n)), None)
+        if self._config.endpoint_url:
+            return self._config.endpoint_url
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            url = os.environ.get(name)
+            if url and not url.startswith(("http://", "https://")):
+                raise StorageError(f"{name}={url!r} must begin with http:// or https://")
+            if url:
+                return url
+        return None
 
     @property
     def _region(self) -> str:
-        named = self._config.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        named = (
+            self._config.region
+            or os.environ.get("AWS_REGION")
+            or os.environ.get("AWS_DEFAULT_REGION")
+        )
         return named or boto3.Session().region_name or "us-east-1"
 
     @functools.cached_property
@@ -203,9 +223,14 @@ class Storage:
                 return
             path = Path(location.path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
+            # Of this call alone: threads may write the same file at the same time.
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}-{random.randrange(2**32):08x}")
+            try:
+                unfinished.write_bytes(content)
+                unfinished.replace(path)
+            except OSError:
+                unfinished.unlink(missing_ok=True)
+                raise
 
     def list_files(self, location: Location) -> Iterator[tuple[Location, int, str]]:
         """Every file below a folder or prefix: where it is, its size [bytes] and its version."""
@@ -217,7 +242,9 @@ class Storage:
 
     def _list_s3(self, location: Location) -> Iterator[tuple[Location, int, str]]:
         prefix = location.path.rstrip("/") + "/" if location.path else ""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=prefix)
+        pages = self._s3.get_paginator("list_objects_v2").paginate(
+            Bucket=location.bucket, Prefix=prefix
+        )
         for page in pages:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
@@ -235,6 +262,8 @@ class Storage:
         with _storage_errors("look up", location):
             if not location.is_s3:
                 return os.path.isfile(location.path)
+            if not location.path:
+                return False  # a bucket is no object
             try:
                 self._s3.head_object(Bucket=location.bucket, Key=location.path)
             except botocore.exceptions.ClientError as error:
@@ -279,7 +308,8 @@ class Storage:
     def write_if(self, location: Location, content: bytes, *, token: str | None) -> str | None:
         """Write a small file only if its state is still `token` (None: only if it is not there).
 
-        On S3 a conditional put decides, on a local disk a lock file beside it.
+        On S3 a conditional put decides, on a local disk a lock file beside it. The same content
+        counts as the same state.
 
         Returns
         -------
@@ -295,9 +325,11 @@ class Storage:
                     Bucket=location.bucket, Key=location.path, Body=content, **condition
                 )
             except botocore.exceptions.ClientError as error:
-                if _code(error) in _LOST_RACE | _NOT_FOUND - {"NoSuchBucket"}:
-                    return None
-                raise
+                if _code(error) not in _LOST_RACE | _NOT_FOUND - {"NoSuchBucket"}:
+                    raise
+                # The put may be ours: done, its answer lost, and tried again by botocore.
+                present = self.read_with_token(location)
+                return present[1] if present and present[0] == content else None
             return str(reply["ETag"])
 
     def _write_local_if(self, location: Location, content: bytes, token: str | None) -> str | None:
@@ -308,7 +340,7 @@ class Storage:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 present = self.read_with_token(location)
                 if (present[1] if present else None) != token:
-                    return None
+                    return present[1] if present and present[0] == content else None
                 self.write(location, content)
                 return _local_token(content)
 
@@ -335,7 +367,8 @@ class Storage:
         def fetch() -> AudioObject:
             reply = self._s3.get_object(Bucket=location.bucket, Key=location.path)
             length = reply["ContentLength"]
-            with reply["Body"] as body:
+            # Not `with reply["Body"]`: that gives the stream below, whose errors are urllib3's.
+            with contextlib.closing(reply["Body"]) as body:
                 _check_size(length, max_bytes)
                 content = bytes(body.read())
             if len(content) != length:
@@ -351,35 +384,54 @@ class Storage:
             reason = "not_found" if code in _NOT_FOUND else "storage_error"
             reason = "access_denied" if code in _DENIED else reason
             raise AudioError(reason, f"{code} from the store") from error
+        except botocore.exceptions.ParamValidationError as error:
+            raise AudioError("not_found", f"not a usable bucket or key: {error}") from error
         except (botocore.exceptions.BotoCoreError, OSError) as error:
             raise AudioError("storage_error", f"{type(error).__name__}: {error}") from error
+
+    def version(self, location: Location) -> str:
+        """Today's version of one file, "" where there is none; see :meth:`audio_versions`."""
+        if not location.is_s3:
+            return _file_version(location.path)
+        with _storage_errors("look up", location):
+            try:
+                reply = self._s3.head_object(Bucket=location.bucket, Key=location.path)
+            except botocore.exceptions.ClientError as error:
+                if _code(error) in _NOT_FOUND:
+                    return ""
+                raise
+            return str(reply["ETag"]).strip('"')
 
     def audio_versions(self, uris: Sequence[str]) -> list[str]:
         """Today's version of every track's audio, "" where there is none.
 
         Files: size and modification time, by a local stat call each. Objects: the etag, by one
-        listing per bucket of the prefix that the URIs share, never a request per track.
+        listing per bucket of the prefix that the URIs share, never a request per track. A URI that
+        cannot be read has no version: to read it is what finds out why.
 
         Raises
         ------
         StorageError
             Where a store cannot be listed.
         """
-        locations = [parse_uri(uri) for uri in uris]
+        locations = [_location_or_none(uri) for uri in uris]
         wanted: dict[str, set[str]] = {}
         for location in locations:
-            if location.bucket is not None:
+            if location is not None and location.bucket is not None:
                 wanted.setdefault(location.bucket, set()).add(location.path)
         etags = {bucket: self._etags(bucket, keys) for bucket, keys in wanted.items()}
-        return [
-            _file_version(location.path)
-            if location.bucket is None
-            else etags[location.bucket].get(location.path, "")
-            for location in locations
-        ]
+
+        def version(location: Location | None) -> str:
+            if location is None:
+                return ""
+            if location.bucket is None:
+                return _file_version(location.path)
+            return etags[location.bucket].get(location.path, "")
+
+        return [version(location) for location in locations]
 
     def _etags(self, bucket: str, keys: set[str]) -> dict[str, str]:
-        shared = os.path.commonprefix([min(keys), max(keys)])
+        shared = os.path.commonprefix([min(keys), max(keys)])  # noqa: RUF071  # keys are no paths
         folder = Location(bucket, shared.rpartition("/")[0])
         return {
             found.path: version
@@ -388,7 +440,7 @@ class Storage:
         }
 
 
-class _storage_errors:
+class _storage_errors:  # noqa: N801  # reads like contextlib.suppress
     """Turn what the libraries raise into StorageError, with the URI and a remedy."""
 
     def __init__(self, verb: str, location: Location) -> None:
@@ -412,10 +464,23 @@ class _storage_errors:
             code, remedy = f"{type(error).__name__}: {error}", "check the endpoint and the network"
         elif isinstance(error, OSError):
             code = error.strerror or str(error)
-            remedy = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
+            remedy = (
+                "free some space"
+                if error.errno == errno.ENOSPC
+                else "check the path and its permissions"
+            )
         else:
             return
-        raise StorageError(f"cannot {self._verb} {self._location.uri!r}: {code}; {remedy}") from error
+        raise StorageError(
+            f"cannot {self._verb} {self._location.uri!r}: {code}; {remedy}"
+        ) from error
+
+
+def _location_or_none(uri: str) -> Location | None:
+    try:
+        return parse_uri(uri)
+    except StorageError:
+        return None
 
 
 def _code(error: botocore.exceptions.ClientError) -> str:
@@ -487,4 +552,3 @@ def _list_local(location: Location) -> Iterator[tuple[Location, int, str]]:
             path = os.path.join(folder, name)
             version = _file_version(path)
             yield Location(None, path), int(version.partition("-")[0] or 0), version
-

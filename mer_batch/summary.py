@@ -17,10 +17,10 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
     """Print how many tracks were scored, why others were not, and where the result lies."""
     outcome = summary.outcome
     n_rejected = sum(outcome.n_rejected.values())
-    if summary.n_decoded:
-        rate = summary.n_decoded / max(summary.work_seconds, 1e-3)
+    if summary.n_tried:
+        rate = summary.n_tried / max(summary.work_seconds, 1e-3)
         console.print(
-            f"{summary.n_decoded:,} tracks decoded in {summary.work_seconds:.1f} s "
+            f"{summary.n_tried:,} tracks decoded in {summary.work_seconds:.1f} s "
             f"({rate:.1f} tracks/s; {summary.seconds:.1f} s with start-up)"
         )
     rows = [

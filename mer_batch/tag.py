@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer_batch import schema
-from mer_batch.child import Child, ChildLimits
+from mer_batch.child import Child
 from mer_batch.errors import AudioError
-from mer_batch.ledger import reject_rows, utc_now
+from mer_batch.ledger import reject_rows
+from mer_batch.limits import ChildLimits
 from mer_batch.plan import Identity
 from mer_batch.storage import AudioObject, Location, Storage
 
@@ -145,13 +146,13 @@ class Tagger:
             "features_id": self._job.identity.features_id,
             "model_id": self._job.identity.model_id,
             "run_id": self._job.run_id,
-            "scored_at": utc_now(),
+            "scored_at": schema.utc_now(),
         }
 
     def _reject(
         self, track: dict[str, Any], audio: Future[AudioObject], error: AudioError
     ) -> dict[str, Any]:
-        now = utc_now()
+        now = schema.utc_now()
         read = "" if audio.exception() else audio.result().version
         return {
             "track_id": track["track_id"],

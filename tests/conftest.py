@@ -15,6 +15,8 @@ import boto3
 import pytest
 
 from mer_batch.compose import MOODS, compose, encode_mp3
+from mer_batch.config import StorageConfig
+from mer_batch.storage import Location, Storage, parse_uri
 
 # Every process that the tests start must find the same Ray settings.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -104,3 +106,12 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     client.endpoint = s3_endpoint
     client.create_bucket(Bucket=client.bucket)
     return client
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, Location]:
+    """An empty place to write to, on a local disk or on S3, and the storage that reaches it."""
+    if request.param == "local":
+        return Storage(StorageConfig()), parse_uri(str(tmp_path / "place"))
+    s3 = request.getfixturevalue("s3")
+    return Storage(StorageConfig(endpoint_url=s3.endpoint)), parse_uri(f"s3://{s3.bucket}/place")

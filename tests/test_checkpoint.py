@@ -16,7 +16,9 @@ from mer_batch.feature_sets import feature_set
 from mer_batch.models import build_model
 
 
-def save(folder: Path, *, seed: int = 0, model: str = "paper_model2", features: str = "paper") -> Path:
+def save(
+    folder: Path, *, seed: int = 0, model: str = "paper_model2", features: str = "paper"
+) -> Path:
     torch.manual_seed(seed)
     network = build_model(model, {"n_mels": 40, "n_frames": 1292})
     save_checkpoint(
@@ -28,7 +30,9 @@ def save(folder: Path, *, seed: int = 0, model: str = "paper_model2", features: 
 
 def load(folder: Path) -> Checkpoint:
     return Checkpoint(
-        (folder / "card.json").read_bytes(), (folder / "weights.safetensors").read_bytes(), origin="here"
+        (folder / "card.json").read_bytes(),
+        (folder / "weights.safetensors").read_bytes(),
+        origin="here",
     )
 
 
@@ -58,7 +62,9 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
     weights = bytearray((tmp_path / "weights.safetensors").read_bytes())
     weights[-1] ^= 1
     (tmp_path / "weights.safetensors").write_bytes(weights)
-    with pytest.raises(CheckpointError, match=r"sha256=[0-9a-f]{64}, but card.json names [0-9a-f]{64}"):
+    with pytest.raises(
+        CheckpointError, match=r"sha256=[0-9a-f]{64}, but card.json names [0-9a-f]{64}"
+    ):
         load(tmp_path)
 
 
@@ -85,7 +91,9 @@ def test_a_model_that_does_not_take_its_features_is_refused(tmp_path: Path) -> N
         ({"parameters": {"n_mels": 41}}, "do not fit"),
     ],
 )
-def test_a_card_that_says_something_else_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_a_card_that_says_something_else_is_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     edit_card(save(tmp_path), **change)
     with pytest.raises(CheckpointError, match=words):
         load(tmp_path).check()

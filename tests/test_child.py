@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.child import Child, ChildLimits, ChildStartError
+from mer_batch.child import Child, ChildStartError
 from mer_batch.compose import compose, encode_mp3
 from mer_batch.errors import AudioError
+from mer_batch.limits import ChildLimits
 from tests.sounds import without_tag
 from tests.test_checkpoint import save
 
@@ -77,7 +78,9 @@ def test_several_segments_have_a_spread(child: Child, long_mp3: bytes) -> None:
     assert score["valence_std"] >= 0
 
 
-def test_a_bad_track_is_a_reject_and_the_next_one_is_scored(child: Child, short_mp3s: dict[str, bytes]) -> None:
+def test_a_bad_track_is_a_reject_and_the_next_one_is_scored(
+    child: Child, short_mp3s: dict[str, bytes]
+) -> None:
     assert reason_of(child, b"no audio") == "not_audio"
     pid = pid_of(child)
     child.score(short_mp3s["sad"])
@@ -122,7 +125,9 @@ def test_memory_is_limited(checkpoint: tuple[bytes, bytes], short_mp3s: dict[str
         child.close()
 
 
-def test_limits_reach_the_child(checkpoint: tuple[bytes, bytes], short_mp3s: dict[str, bytes]) -> None:
+def test_limits_reach_the_child(
+    checkpoint: tuple[bytes, bytes], short_mp3s: dict[str, bytes]
+) -> None:
     child = Child(*checkpoint, ChildLimits(AudioLimits(min_seconds=10)))
     try:
         assert reason_of(child, short_mp3s["calm"]) == "too_short"
@@ -158,7 +163,9 @@ def test_the_decoders_warnings_stay_out_of_our_output(
 def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: tuple[bytes, bytes]) -> None:
     (tmp_path / "card").write_bytes(checkpoint[0])
     (tmp_path / "weights").write_bytes(checkpoint[1])
-    (tmp_path / "long.mp3").write_bytes(without_tag(encode_mp3(compose("calm", 1, seconds=30))) * 100)
+    (tmp_path / "long.mp3").write_bytes(
+        without_tag(encode_mp3(compose("calm", 1, seconds=30))) * 100
+    )
     program = (
         "import sys, threading, pathlib\n"
         "from mer_batch.child import Child, ChildLimits\n"
@@ -168,7 +175,9 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: tuple[bytes,
         "child.score(audio)\n"
     )
     names = [str(tmp_path / name) for name in ("card", "weights", "long.mp3")]
-    parent = subprocess.Popen([sys.executable, "-c", program, *names], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, *names], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     time.sleep(0.3)  # in the middle of decoding

@@ -55,6 +55,7 @@ _UNSUPPORTED = (
     (0, b"MThd", "MIDI"),
     (0, b"ADIF", "AAC"),
 )
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
 # Containers that libsndfile recognises by their first bytes; all else is looked at as MPEG.
 _CONTAINERS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
 
@@ -132,7 +133,7 @@ def decode_blocks(
         _check_headers(stream, limits)
     try:
         with _open(audio_bytes, stream) as sound:
-            rate = sound.samplerate
+            rate = int(sound.samplerate)
             n_samples, peak = _read(sound, feed, sample_rate, limits)
     except soundfile.LibsndfileError as error:
         raise _refusal(audio_bytes, stream, limits, error.error_string) from error
@@ -150,9 +151,7 @@ def decode_blocks(
     return seconds
 
 
-def decode(
-    audio_bytes: bytes, *, sample_rate: int, limits: AudioLimits | None = None
-) -> Float32:
+def decode(audio_bytes: bytes, *, sample_rate: int, limits: AudioLimits | None = None) -> Float32:
     """Decode a whole file to one waveform; see :func:`decode_blocks`.
 
     Returns
@@ -202,6 +201,8 @@ def _refusal(
             return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     if audio_bytes[0] == 0xFF and len(audio_bytes) > 1 and audio_bytes[1] & 0xF6 == 0xF0:
         return AudioError("unsupported_codec", "AAC (ADTS): not a kind that the decoder reads")
+    if audio_bytes.startswith(_APPLE_DOUBLE):
+        return AudioError("not_audio", "an AppleDouble file: what macOS keeps beside the real one")
     return AudioError("not_audio", f"no audio stream in {len(audio_bytes):,} bytes ({words})")
 
 
@@ -217,7 +218,9 @@ def _read(
     mono = np.empty(_BLOCK_SAMPLES, np.float32)
     # Not block.mean(axis=1): numpy reduces a short axis twenty times more slowly than this.
     weights = np.full(n_channels, 1 / n_channels, np.float32)
-    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
+    resampler = (
+        soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
+    )
     max_samples = int(limits.max_seconds * rate)
     n_samples, peak = 0, 0.0
     while True:
@@ -248,14 +251,16 @@ def _check_whole(
     seconds: float, stream: MpegStream | None, claimed: float | None, expected: float | None
 ) -> None:
     """Hold what was decoded against what the file and the catalog promise."""
-    if stream is not None and _is_short_of(seconds, stream.seconds):
-        # A tag may rightly promise less than there is: then the decoder stops where it says.
-        if claimed is None or _is_short_of(seconds, claimed):
-            raise AudioError(
-                "decode_error", f"the decoder gave {seconds:.2f} s of {stream.seconds:.2f} s present"
-            )
+    present = stream.seconds if stream is not None else None
+    # A tag may rightly promise less than there is: then the decoder stops where it says.
+    if _is_short_of(seconds, present) and (claimed is None or _is_short_of(seconds, claimed)):
+        raise AudioError(
+            "decode_error", f"the decoder gave {seconds:.2f} s of {present:.2f} s present"
+        )
     if _is_short_of(seconds, claimed):
-        raise AudioError("truncated", f"{seconds:.2f} s of the {claimed:.2f} s that the file promises")
+        raise AudioError(
+            "truncated", f"{seconds:.2f} s of the {claimed:.2f} s that the file promises"
+        )
     if _is_short_of(seconds, expected):
         raise AudioError(
             "truncated", f"{seconds:.2f} s of the {expected:.2f} s that the catalog promises"

@@ -56,7 +56,9 @@ def hz_to_mel(hz: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Slaney, M. "Auditory Toolbox", technical report 1998-010, Interval Research, 1998.
     """
     hz = np.asarray(hz, dtype=np.float64)
-    return np.where(hz < 1000.0, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))
+    return np.where(
+        hz < 1000.0, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4)
+    )
 
 
 def mel_to_hz(mel: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -271,7 +271,7 @@ def _xing_samples(data: bytes, tag: int, samples_per_frame: int) -> int | None:
     (flags,) = struct.unpack_from(">I", data, tag + 4)
     if not flags & 1 or len(data) < tag + 12:
         return None
-    (n_frames,) = struct.unpack_from(">I", data, tag + 8)
+    n_frames = int(struct.unpack_from(">I", data, tag + 8)[0])
     lame = tag + 8 + 4 * bool(flags & 1) + 4 * bool(flags & 2) + 100 * bool(flags & 4)
     lame += 4 * bool(flags & 8)
     trimmed = 0

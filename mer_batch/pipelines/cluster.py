@@ -43,7 +43,8 @@ def connected(config: RayConfig, *, patience_seconds: float) -> Iterator[int]:
         _connect(config)
     try:
         _configure_data(config.verbose, patience_seconds)
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield max(1, int(resources.get("CPU", 1)))
     finally:
         if ours:
             ray.shutdown()

@@ -17,7 +17,7 @@ from ray.util.annotations import RayDeprecationWarning
 from rich.console import Console
 
 from mer_batch.catalog import Catalog, read_catalog
-from mer_batch.checkpoint import CARD_NAME, WEIGHTS_NAME, Checkpoint, builtin_checkpoint
+from mer_batch.checkpoint import Checkpoint, read_checkpoint
 from mer_batch.config import TagConfig
 from mer_batch.enrich import (
     Budget,
@@ -26,6 +26,7 @@ from mer_batch.enrich import (
     look_up_outcome,
     open_budget,
     publish,
+    read_marker,
     sweep_unfinished,
 )
 from mer_batch.errors import ErrorBudgetExceeded, LeaseError
@@ -38,11 +39,13 @@ from mer_batch.schema import content_id
 from mer_batch.storage import Location, Storage, parse_uri
 from mer_batch.tag import TagJob, reject_table, tag_block
 
-# A block is what one task does, and what a crash costs: about half a minute of work at most, and
+# A block is what one task does, and what a crash costs: some ten seconds of work at most, and
 # enough blocks that the last ones keep every core busy.
-_MAX_BLOCK_TRACKS = 512
+_MAX_BLOCK_TRACKS = 256
 _BLOCKS_PER_CPU = 8
 _COMMIT_SECONDS = 5.0
+# Asked to stop, a run finishes the blocks in hand, for as long as a pre-empted node is given.
+_GRACE_SECONDS = 15.0
 # Ray tries a task again whose worker died. Its default, without end, would hang on a sick node.
 _MAX_TASK_RETRIES = 5
 
@@ -56,7 +59,7 @@ class TagSummary:
     run_id : str
     n_tracks : int
         Rows of the catalog.
-    n_decoded : int
+    n_tried : int
         Tracks tried in this run.
     outcome : Outcome
     night_uri : str
@@ -69,7 +72,7 @@ class TagSummary:
 
     run_id: str
     n_tracks: int
-    n_decoded: int
+    n_tried: int
     outcome: Outcome
     night_uri: str
     was_published: bool
@@ -93,42 +96,177 @@ def run(config: TagConfig, console: Console) -> TagSummary:
     """
     began = time.monotonic()
     storage, output = Storage(config.storage), parse_uri(config.output.uri)
-    checkpoint = load_checkpoint(config, storage)
+    checkpoint = read_checkpoint(config.model.uri, storage)
     catalog = read_catalog(config.catalog, storage, taken_names=config.enriched_names())
     storage.check_writable(output)
-    with StopSignals() as signals, _held(config, storage, output) as this_run:
-        job = _job(config, storage, output, checkpoint, this_run.run_id)
-        ledger = _swept_ledger(storage, output, catalog, this_run)
-        plan = _planned(config, catalog, ledger, job, this_run, console)
-        budget = _budget(config, plan, ledger, job)
-        work_seconds = _tag_pending(config, job, plan, ledger, budget, this_run, signals, console)
+    held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    with StopSignals() as signals, held as this_run:
+        night = _Night(config, console, catalog, checkpoint, this_run, signals, storage, output)
+        night.sweep()
+        plan = night.plan()
+        work_seconds = night.work(plan)
         with signals.deferred():
-            outcome, night, is_new = _published(config, catalog, plan, ledger, job, this_run)
+            outcome, folder, is_new = night.publish(plan)
         return TagSummary(
-            this_run.run_id, len(plan.keys), len(plan.pending), outcome, night.uri, is_new,
+            this_run.run_id, len(plan.keys), len(plan.pending), outcome, folder.uri, is_new,
             time.monotonic() - began, work_seconds,
         )  # fmt: skip
 
 
-def load_checkpoint(config: TagConfig, storage: Storage) -> Checkpoint:
-    """The checkpoint that a configuration names, tried once on empty features.
+class _Night:
+    """One night's work on one output; its methods are the steps of :func:`run`, in order."""
 
-    Raises
-    ------
-    CheckpointError, StorageError
-    """
-    if config.model.uri == "builtin":
-        checkpoint = builtin_checkpoint()
-    else:
-        folder = parse_uri(config.model.uri)
-        card, weights = (storage.read(folder.child(name)) for name in (CARD_NAME, WEIGHTS_NAME))
-        checkpoint = Checkpoint(card, weights, origin=config.model.uri)
-    checkpoint.check()
-    return checkpoint
+    def __init__(
+        self,
+        config: TagConfig,
+        console: Console,
+        catalog: Catalog,
+        checkpoint: Checkpoint,
+        this_run: Run,
+        signals: StopSignals,
+        storage: Storage,
+        output: Location,
+    ) -> None:
+        self._config = config
+        self._console = console
+        self._catalog = catalog
+        self._run = this_run
+        self._signals = signals
+        self._storage = storage
+        self._output = output
+        self._job = _job(config, storage, output, checkpoint, this_run.run_id)
+        self._ledger = Ledger(storage, output, catalog.id_type)
+        self._ledger.fence(this_run.lease.generation)
 
+    def sweep(self) -> None:
+        """Remove what runs that were cut short have left."""
+        for run_id in self._run.cut_short():
+            n_swept = self._ledger.sweep(run_id)
+            sweep_unfinished(self._storage, self._output, run_id)
+            self._run.forget(run_id)
+            self._run.say(f"run {run_id} was cut short: {n_swept} uncommitted parts removed")
 
-def _held(config: TagConfig, storage: Storage, output: Location) -> Run:
-    return Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    def plan(self) -> Plan:
+        """The plan, told to the user and kept in the manifest."""
+        plan = make_plan(
+            self._catalog,
+            self._ledger,
+            self._storage,
+            self._job.identity,
+            detect_changes=self._config.catalog.changes == "detect",
+        )
+        n_tracks, n_pending = len(plan.keys), len(plan.pending)
+        self._run.manifest.update(
+            catalog={
+                "uri": self._config.catalog.uri,
+                "n_tracks": n_tracks,
+                "fingerprint": self._catalog.fingerprint,
+            },
+            model={"uri": self._config.model.uri, **asdict(self._job.identity)},
+            n_scored_before=plan.n_scored,
+            n_rejected_before=plan.n_rejected,
+            n_pending=n_pending,
+        )
+        counts = (
+            f"{n_tracks:,} tracks: {plan.n_scored:,} already scored, {plan.n_rejected:,} already "
+            f"rejected, {n_pending:,} to do"
+        )
+        for line in (*self._catalog.notes, counts):
+            self._run.say(line)
+            self._console.print(line)
+        return plan
+
+    def work(self, plan: Plan) -> float:
+        """Score what is pending and commit it; returns the seconds of work."""
+        budget = self._budget(plan)
+        n_pending = len(plan.pending)
+        if n_pending == 0:
+            self._console.print("nothing to decode: every track has its outcome already")
+            _check_budget(budget, 0, n_pending, {})
+            return 0.0
+        patience = _MAX_BLOCK_TRACKS * self._job.limits.timeout_seconds
+        committer = _Committer(self._ledger, self._run, self._signals, self._catalog.id_type)
+        with TagProgress(self._console, n_pending) as progress, self._counted(progress):
+            with connected(self._config.ray, patience_seconds=patience) as n_cpus, committer:
+                self._signals.install()  # over the handlers that Ray has put in place
+                progress.begin_work()
+                for report in self._reports(plan, n_cpus):
+                    committer.add(report)
+                    progress.add(report.n_scored, report.reasons)
+                    _check_budget(budget, progress.rejects.total(), n_pending, progress.rejects)
+                return progress.seconds
+
+    def publish(self, plan: Plan) -> tuple[Outcome, Location, bool]:
+        """Publish the night, unless the same one is there already."""
+        outcome = look_up_outcome(plan, self._ledger, self._job.identity)
+        run_date = (self._config.run_date or self._run.started_at.date()).isoformat()
+        folder = self._output.child("enriched", f"run_date={run_date}")
+        prefix = self._config.output.prefix
+        content = content_id(
+            [
+                self._catalog.fingerprint,
+                self._ledger.content_id(),
+                asdict(self._job.identity),
+                prefix,
+            ]
+        )
+        present = read_marker(self._storage, folder)
+        is_new = present is None or present["content_id"] != content
+        if is_new:
+            self._run.lease.check()
+            marker = {
+                "run_id": self._run.run_id,
+                "run_date": run_date,
+                "published_at": iso_now(),
+                "content_id": content,
+                "n_scored": outcome.n_scored,
+                "n_rejected": outcome.n_rejected,
+            }
+            publish(
+                self._storage, folder, self._catalog, outcome,
+                prefix=prefix, run_id=self._run.run_id, marker=marker,
+            )  # fmt: skip
+        self._run.manifest.update(
+            published={"uri": folder.uri, "is_new": is_new, "content_id": content},
+            totals={"n_scored": outcome.n_scored, "n_rejected": outcome.n_rejected},
+        )
+        return outcome, folder, is_new
+
+    def _budget(self, plan: Plan) -> Budget:
+        latest = last_published(self._storage, self._output)
+        return open_budget(
+            plan,
+            self._ledger,
+            self._job.identity,
+            last_published=latest["published_at"] if latest else None,
+            max_reject_rate=self._config.max_reject_rate,
+        )
+
+    def _reports(self, plan: Plan, n_cpus: int) -> Iterator[_Report]:
+        """Workers' reports as they come; after a signal those of the blocks in hand only."""
+        n_in_hand = n_cpus
+        with self._signals.graceful(_GRACE_SECONDS):
+            for report in _stream(self._job, plan.pending, n_cpus):
+                yield report
+                n_in_hand -= self._signals.was_asked
+                if n_in_hand == 0:
+                    break
+            if self._signals.was_asked:
+                self._signals.stop()
+
+    @contextlib.contextmanager
+    def _counted(self, progress: TagProgress) -> Iterator[None]:
+        """Keep the counts in the manifest, however the work ends."""
+        try:
+            yield
+        finally:
+            seconds = max(progress.seconds, 1e-3)
+            self._run.manifest.update(
+                n_scored=progress.n_scored,
+                n_rejected=dict(progress.rejects),
+                work_seconds=round(seconds, 3),
+                tracks_per_second=round(progress.n_done / seconds, 3),
+            )
 
 
 def _job(
@@ -148,112 +286,29 @@ def _job(
     )
 
 
-# ------------------------------------------------------------------------------- plan
+# ------------------------------------------------------------------------------- work
 
 
-def _swept_ledger(storage: Storage, output: Location, catalog: Catalog, this_run: Run) -> Ledger:
-    """The ledger, with what runs that were cut short have left removed."""
-    ledger = Ledger(storage, output, catalog.id_type)
-    ledger.fence(this_run.lease.generation)
-    for run_id in this_run.cut_short():
-        n_swept = ledger.sweep(run_id)
-        sweep_unfinished(storage, output, run_id)
-        this_run.forget(run_id)
-        this_run.say(f"run {run_id} was cut short: {n_swept} uncommitted parts removed")
-    return ledger
+class _Report:
+    """What a worker says of a block it has done: one row of ``tag.result_schema``."""
+
+    def __init__(self, row: pa.Table) -> None:
+        self.row = row
+        content = row.to_pylist()[0]
+        self.block: int = content["block"]
+        self.n_scored: int = content["n_scored"]
+        self.reasons: list[str] = [reject["reason"] for reject in content["rejects"]]
+        self.part: Part | None = None
+        if content["part_path"] is not None:
+            self.part = Part(content["part_path"], content["part_bytes"], self.n_scored)
 
 
-def _planned(
-    config: TagConfig, catalog: Catalog, ledger: Ledger, job: TagJob, this_run: Run, console: Console
-) -> Plan:
-    """The plan, told to the user and kept in the manifest."""
-    detect = config.catalog.changes == "detect"
-    plan = make_plan(catalog, ledger, job.storage, job.identity, detect_changes=detect)
-    n_tracks, n_pending = len(plan.keys), len(plan.pending)
-    this_run.manifest.update(
-        catalog={"uri": config.catalog.uri, "n_tracks": n_tracks, "fingerprint": catalog.fingerprint},
-        model={"uri": config.model.uri, **asdict(job.identity)},
-        n_scored_before=plan.n_scored,
-        n_rejected_before=plan.n_rejected,
-        n_pending=n_pending,
-    )
-    lines = [*catalog.notes]
-    lines.append(
-        f"{n_tracks:,} tracks: {plan.n_scored:,} already scored, {plan.n_rejected:,} already "
-        f"rejected, {n_pending:,} to do"
-    )
-    for line in lines:
-        this_run.say(line)
-        console.print(line)
-    return plan
-
-
-def _budget(config: TagConfig, plan: Plan, ledger: Ledger, job: TagJob) -> Budget:
-    latest = last_published(job.storage, job.output)
-    return open_budget(
-        plan,
-        ledger,
-        job.identity,
-        last_published=latest["published_at"] if latest else None,
-        max_reject_rate=config.max_reject_rate,
-    )
-
-
-# ------------------------------------------------------------------------------- work and commit
-
-
-def _tag_pending(
-    config: TagConfig,
-    job: TagJob,
-    plan: Plan,
-    ledger: Ledger,
-    budget: Budget,
-    this_run: Run,
-    signals: StopSignals,
-    console: Console,
-) -> float:
-    """Score what is pending; returns the seconds of work."""
-    n_pending = len(plan.pending)
-    if n_pending == 0:
-        console.print("nothing to decode: every track has its outcome already")
-        _check_budget(budget, 0, n_pending, {})
-        return 0.0
-    committer = _Committer(ledger, this_run, plan, signals)
-    longest_block = _MAX_BLOCK_TRACKS * job.limits.timeout_seconds
-    with TagProgress(console, n_pending) as progress, _counted(progress, this_run):
-        with connected(config.ray, patience_seconds=longest_block) as n_cpus, committer:
-            signals.install()  # over the handlers that Ray has put in place
-            progress.begin_work()
-            for result in _results(job, plan.pending, n_cpus):
-                committer.add(result)
-                row = result.to_pylist()[0]
-                progress.add(row["n_scored"], [reject["reason"] for reject in row["rejects"]])
-                n_rejected = progress.rejects.total()
-                _check_budget(budget, n_rejected, n_pending, progress.rejects)
-            return progress.seconds
-
-
-@contextlib.contextmanager
-def _counted(progress: TagProgress, this_run: Run) -> Iterator[None]:
-    """Keep the counts in the manifest, however the work ends."""
-    try:
-        yield
-    finally:
-        this_run.manifest.update(
-            n_scored=progress.n_scored,
-            n_rejected=dict(progress.rejects),
-            work_seconds=round(progress.seconds, 3),
-            tracks_per_second=round(progress.n_done / max(progress.seconds, 1e-3), 3),
-        )
-
-
-def _results(job: TagJob, pending: pa.Table, n_cpus: int) -> Iterator[pa.Table]:
+def _stream(job: TagJob, pending: pa.Table, n_cpus: int) -> Iterator[_Report]:
     """One streaming execution: blocks of tracks in, one report a block out, in any order."""
-    blocks = _blocks(pending, n_cpus)
     with warnings.catch_warnings():
         # max_retries has no named parameter yet, and the way to pass it is to go in Ray 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = ray.data.from_arrow(blocks).map_batches(
+        dataset = ray.data.from_arrow(_blocks(pending, n_cpus)).map_batches(
             functools.partial(tag_block, job=job),
             batch_size=None,
             batch_format="pyarrow",
@@ -262,14 +317,14 @@ def _results(job: TagJob, pending: pa.Table, n_cpus: int) -> Iterator[pa.Table]:
             max_retries=_MAX_TASK_RETRIES,
         )
     seen: set[int] = set()
-    for report in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in range(report.num_rows):
-            one = report.slice(row, 1)
+    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(rows, pa.Table)
+        for number in range(rows.num_rows):
+            report = _Report(rows.slice(number, 1))
             # A task that Ray ran twice reports twice: the second part stays uncommitted.
-            block = one["block"][0].as_py()
-            if block not in seen:
-                seen.add(block)
-                yield one
+            if report.block not in seen:
+                seen.add(report.block)
+                yield report
 
 
 def _blocks(pending: pa.Table, n_cpus: int) -> list[pa.Table]:
@@ -282,15 +337,34 @@ def _blocks(pending: pa.Table, n_cpus: int) -> list[pa.Table]:
     return blocks
 
 
-class _Committer:
-    """Collects workers' reports and commits them every few seconds; as a context, at the end too."""
+def _check_budget(budget: Budget, n_rejected: int, n_pending: int, rejects: dict[str, int]) -> None:
+    """Stop as soon as the night cannot be published any more."""
+    if budget.allows(n_rejected, n_pending):
+        return
+    total, tried = budget.n_rejected + n_rejected, budget.n_tried + n_pending
+    reasons = f"; this run's rejects: {describe_rejects(rejects)}" if rejects else ""
+    raise ErrorBudgetExceeded(
+        f"{total:,} of {tried:,} tracks tried since the last published night were rejected, more "
+        f"than max_reject_rate={budget.max_reject_rate:g} allows{reasons}. What was scored is "
+        "kept, nothing is published. Look at the rejects table, then mend the cause or raise "
+        "max_reject_rate"
+    )
 
-    def __init__(self, ledger: Ledger, this_run: Run, plan: Plan, signals: StopSignals) -> None:
+
+# ------------------------------------------------------------------------------- commit
+
+
+class _Committer:
+    """Collects reports and commits them every few seconds; as a context, at the end too."""
+
+    def __init__(
+        self, ledger: Ledger, this_run: Run, signals: StopSignals, id_type: pa.DataType
+    ) -> None:
         self._ledger = ledger
         self._run = this_run
-        self._id_type = plan.pending.schema.field("track_id").type
         self._signals = signals
-        self._waiting: list[pa.Table] = []
+        self._id_type = id_type
+        self._waiting: list[_Report] = []
         self._sequence = 0
         self._last = time.monotonic()
 
@@ -300,13 +374,11 @@ class _Committer:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, LeaseError):
             return  # the output belongs to another run now
-        if error is None:
+        # Under another error, that one counts: a lease lost as well only means nothing is kept.
+        with contextlib.suppress(LeaseError) if error else contextlib.nullcontext():
             self._commit()
-        else:
-            with contextlib.suppress(LeaseError):
-                self._commit()
 
-    def add(self, report: pa.Table) -> None:
+    def add(self, report: _Report) -> None:
         """Take one report; commits when it is time."""
         self._waiting.append(report)
         if time.monotonic() - self._last >= _COMMIT_SECONDS:
@@ -317,67 +389,12 @@ class _Committer:
             return
         with self._signals.deferred():
             self._run.lease.check()
-            reports = pa.concat_tables(self._waiting)
             # Rejects first: should the run end between the two, a mended track is only tried again.
+            reports = pa.concat_tables([report.row for report in self._waiting])
             self._ledger.merge_rejects(reject_table(reports, self._id_type))
-            parts = [
-                Part(row["part_path"], row["part_bytes"], row["n_scored"])
-                for row in reports.select(["part_path", "part_bytes", "n_scored"]).to_pylist()
-                if row["part_path"] is not None
-            ]
+            parts = [report.part for report in self._waiting if report.part is not None]
             if parts:
                 self._sequence += 1
                 self._ledger.commit_parts(parts, run_id=self._run.run_id, sequence=self._sequence)
             self._waiting.clear()
             self._last = time.monotonic()
-
-
-def _check_budget(
-    budget: Budget, n_rejected: int, n_pending: int, rejects: dict[str, int]
-) -> None:
-    """Stop as soon as the night cannot be published any more."""
-    if budget.allows(n_rejected, n_pending):
-        return
-    total, tried = budget.n_rejected + n_rejected, budget.n_tried + n_pending
-    reasons = f"; this run's rejects: {describe_rejects(rejects)}" if rejects else ""
-    raise ErrorBudgetExceeded(
-        f"{total:,} of {tried:,} tracks tried since the last published night were rejected, more "
-        f"than max_reject_rate={budget.max_reject_rate:g} allows{reasons}. What was scored is kept, "
-        "nothing is published. Look at the rejects table, then mend the cause or raise max_reject_rate"
-    )
-
-
-# ------------------------------------------------------------------------------- publish
-
-
-def _published(
-    config: TagConfig, catalog: Catalog, plan: Plan, ledger: Ledger, job: TagJob, this_run: Run
-) -> tuple[Outcome, Location, bool]:
-    """Publish the night, unless the same one is there already."""
-    outcome = look_up_outcome(plan, ledger, job.identity)
-    run_date = config.run_date or this_run.started_at.date()
-    night = job.output.child("enriched", f"run_date={run_date.isoformat()}")
-    content = content_id(
-        [catalog.fingerprint, ledger.content_id(), asdict(job.identity), config.output.prefix]
-    )
-    latest = last_published(job.storage, job.output)
-    is_new = latest is None or (latest["content_id"], latest["run_date"]) != (content, run_date.isoformat())
-    if is_new:
-        this_run.lease.check()
-        marker = {
-            "run_id": this_run.run_id,
-            "run_date": run_date.isoformat(),
-            "published_at": iso_now(),
-            "content_id": content,
-            "n_scored": outcome.n_scored,
-            "n_rejected": outcome.n_rejected,
-        }
-        publish(
-            job.storage, night, catalog, outcome,
-            prefix=config.output.prefix, run_id=this_run.run_id, marker=marker,
-        )  # fmt: skip
-    this_run.manifest.update(
-        published={"uri": night.uri, "is_new": is_new, "content_id": content},
-        totals={"n_scored": outcome.n_scored, "n_rejected": outcome.n_rejected},
-    )
-    return outcome, night, is_new

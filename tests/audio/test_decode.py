@@ -22,7 +22,12 @@ from tests.sounds import mp3, sine, wav, without_tag
 
 def reason_of(audio_bytes: bytes, **options: object) -> str:
     with pytest.raises(AudioError) as caught:
-        decode_blocks(audio_bytes, lambda block: None, sample_rate=44_100, **{"limits": AudioLimits(), **options})
+        decode_blocks(
+            audio_bytes,
+            lambda block: None,
+            sample_rate=44_100,
+            **{"limits": AudioLimits(), **options},
+        )
     assert caught.value.reason in REASONS
     assert caught.value.message
     return caught.value.reason
@@ -73,7 +78,9 @@ def test_stereo_is_mixed_as_the_mean() -> None:
     np.testing.assert_allclose(mixed, (left + right) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_24")])
+@pytest.mark.parametrize(
+    "kind, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_24")]
+)
 def test_other_containers_are_read(kind: str, subtype: str) -> None:
     waveform = decode(wav(sine(2), subtype=subtype, kind=kind), sample_rate=44_100)
     assert np.corrcoef(waveform[:80_000], sine(2)[:80_000])[0, 1] > 0.99
@@ -100,7 +107,12 @@ def test_blocks_make_up_the_whole() -> None:
 def test_tags_and_junk_around_the_stream_do_not_matter() -> None:
     clean = encode_mp3(compose("calm", 1, seconds=3))
     art = b"ID3\x03\x00\x00\x00\x00\x07\x76" + os.urandom(1014)
-    for dirty in (bytes(500) + clean, art + clean, b"\xde\xad" * 50_000 + clean, clean + os.urandom(100_000)):
+    for dirty in (
+        bytes(500) + clean,
+        art + clean,
+        b"\xde\xad" * 50_000 + clean,
+        clean + os.urandom(100_000),
+    ):
         assert abs(len(decode(dirty, sample_rate=44_100)) - 3 * 44_100) < 3_000
 
 
@@ -108,7 +120,9 @@ def test_a_variable_bitrate_stream_without_a_header_is_decoded_to_its_end() -> N
     """libsndfile alone stops where the first frames' bitrate makes it guess the end."""
     random = np.random.default_rng(0)
     loud, soft = (
-        without_tag(mp3((0.1 * random.standard_normal(441_000)).astype(np.float32), quality=quality))
+        without_tag(
+            mp3((0.1 * random.standard_normal(441_000)).astype(np.float32), quality=quality)
+        )
         for quality in (0.0, 0.99)
     )
     both = loud + soft
@@ -124,13 +138,21 @@ def test_empty() -> None:
     assert reason_of(b"") == "empty"
 
 
-@pytest.mark.parametrize("data", [b"hello", bytes(1000), b"<html>" * 100, b"\x00\x05\x16\x07" + bytes(4000)])
+@pytest.mark.parametrize(
+    "data", [b"hello", bytes(1000), b"<html>" * 100, b"\x00\x05\x16\x07" + bytes(4000)]
+)
 def test_not_audio(data: bytes) -> None:
     assert reason_of(data) == "not_audio"
 
 
 @pytest.mark.parametrize(
-    "data", [b"#!AMR\n" + bytes(99), bytes(4) + b"ftypM4A " + bytes(99), b"\xff\xf1\x50\x80" + bytes(99), b"wvpk" + bytes(99)]
+    "data",
+    [
+        b"#!AMR\n" + bytes(99),
+        bytes(4) + b"ftypM4A " + bytes(99),
+        b"\xff\xf1\x50\x80" + bytes(99),
+        b"wvpk" + bytes(99),
+    ],
 )
 def test_unsupported_codec(data: bytes) -> None:
     assert reason_of(data) == "unsupported_codec"
@@ -173,7 +195,12 @@ def test_a_cut_file_without_a_header_is_truncated_by_the_catalog() -> None:
     whole = without_tag(mp3(sine(10)))
     cut = whole[: len(whole) // 2]
     assert reason_of(cut, expected_seconds=10.0) == "truncated"
-    assert decode_blocks(cut, lambda b: None, sample_rate=44_100, limits=AudioLimits(), expected_seconds=5.4) > 4.5
+    assert (
+        decode_blocks(
+            cut, lambda b: None, sample_rate=44_100, limits=AudioLimits(), expected_seconds=5.4
+        )
+        > 4.5
+    )
 
 
 def test_a_header_that_lies_allocates_nothing() -> None:
@@ -194,14 +221,19 @@ def test_too_many_channels() -> None:
 MUSIC = encode_mp3(compose("tense", 1, seconds=2))
 
 
-@given(st.lists(st.tuples(st.integers(0, len(MUSIC) - 1), st.integers(0, 255)), max_size=30), st.integers(0, len(MUSIC)))
+@given(
+    st.lists(st.tuples(st.integers(0, len(MUSIC) - 1), st.integers(0, 255)), max_size=30),
+    st.integers(0, len(MUSIC)),
+)
 @settings(max_examples=150, deadline=None)
 def test_mutants_end_in_a_duration_or_a_reason(changes: list[tuple[int, int]], end: int) -> None:
     mutant = bytearray(MUSIC)
     for position, value in changes:
         mutant[position] = value
     try:
-        seconds = decode_blocks(bytes(mutant[:end]), lambda b: None, sample_rate=44_100, limits=AudioLimits())
+        seconds = decode_blocks(
+            bytes(mutant[:end]), lambda b: None, sample_rate=44_100, limits=AudioLimits()
+        )
     except AudioError as error:
         assert error.reason in REASONS
     else:
@@ -209,10 +241,14 @@ def test_mutants_end_in_a_duration_or_a_reason(changes: list[tuple[int, int]], e
 
 
 def test_every_corpus_file_ends_in_a_duration_or_a_reason(data_root: Path) -> None:
-    files = [p for p in (data_root / "mp3_corpus").rglob("*") if p.suffix in (".mp3", ".mp2", ".mp1")]
+    files = [
+        p for p in (data_root / "mp3_corpus").rglob("*") if p.suffix in (".mp3", ".mp2", ".mp1")
+    ]
     assert len(files) >= 230
     for path in files:
         try:
-            decode_blocks(path.read_bytes(), lambda b: None, sample_rate=44_100, limits=AudioLimits())
+            decode_blocks(
+                path.read_bytes(), lambda b: None, sample_rate=44_100, limits=AudioLimits()
+            )
         except AudioError as error:
             assert error.reason in REASONS, path

@@ -72,7 +72,9 @@ def test_finds_nothing_where_there_is_nothing(data: bytes) -> None:
     assert inspect_mpeg(data) is None
 
 
-@pytest.mark.parametrize("header", [b"\xff\xfb\x90\x00", b"\xff\xfb\x90\xc0", b"\xff\xf3\x80\xc4", b"\xff\xe3\x18\x64"])
+@pytest.mark.parametrize(
+    "header", [b"\xff\xfb\x90\x00", b"\xff\xfb\x90\xc0", b"\xff\xf3\x80\xc4", b"\xff\xe3\x18\x64"]
+)
 def test_the_tag_frame_made_is_read_back(header: bytes) -> None:
     length = {0xFB: 417, 0xF3: 208, 0xE3: 72}[header[1]]
     frames = 30 * (header + bytes(length - 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +26,7 @@ def test_segments_stay_inside_and_are_even(n_frames: int, length: int, most: int
     assert starts[-1] + length <= max(n_frames, length)
     if len(starts) > 1:
         assert starts[-1] + length == n_frames
-        steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        steps = [b - a for a, b in itertools.pairwise(starts)]
         assert max(steps) - min(steps) <= 1
         assert min(steps) > 0
     # Every whole segment that fits is used, up to the limit.

@@ -86,7 +86,7 @@ def on_all_cores(work: Callable[[list[str]], float], paths: list[str]) -> Figure
     context = multiprocessing.get_context("spawn")
     began, cpu = time.monotonic(), _children_cpu()
     with context.Pool(N_CORES) as pool:
-        pool.map(work, [paths[core :: N_CORES][:1] for core in range(N_CORES)])  # start-up apart
+        pool.map(work, [paths[core::N_CORES][:1] for core in range(N_CORES)])  # start-up apart
         ready = time.monotonic()
         pool.map(work, [paths[core::N_CORES] for core in range(N_CORES)], chunksize=1)
         worked = time.monotonic() - ready
@@ -105,7 +105,9 @@ def tag(folder: Path, workplace: Path) -> Figure:
     output = workplace / "out"
     shutil.rmtree(output, ignore_errors=True)
     config = workplace / "tag.yaml"
-    config.write_text(yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}}))
+    config.write_text(
+        yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
+    )
     began = time.monotonic()
     driver = subprocess.Popen(
         [sys.executable, "-m", "mer_batch", "tag", str(config)],
@@ -152,7 +154,7 @@ def gather_files(folder: Path, n_tracks: int) -> tuple[list[str], str]:
     paths = []
     for number in range(n_tracks):
         path = folder / f"{number:06}.mp3"
-        os.symlink(clips[number % len(clips)], path)
+        path.symlink_to(clips[number % len(clips)])
         paths.append(str(path))
     return paths, described
 
@@ -167,7 +169,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         workplace = Path(name)
         paths, described = gather_files(workplace / "music", chosen.tracks)
-        audio_seconds = decode_only(paths[: min(len(paths), 237)]) / min(len(paths), 237) * len(paths)
+        audio_seconds = (
+            decode_only(paths[: min(len(paths), 237)]) / min(len(paths), 237) * len(paths)
+        )
         jobs: dict[str, Callable[[], Figure]] = {
             "decode only, reused buffer": lambda: on_all_cores(decode_only, paths),
             "our kernel (decode, mel, score)": lambda: on_all_cores(kernel_only, paths),
@@ -191,7 +195,9 @@ def describe(
     rows = []
     for job, measured in figures.items():
         is_ours = job == "mer-batch tag"
-        kinds = [("without start-up", "work_seconds")] + ([("whole process", "seconds")] if is_ours else [])
+        kinds = [("without start-up", "work_seconds")] + (
+            [("whole process", "seconds")] if is_ours else []
+        )
         for kind, attribute in kinds:
             seconds = [getattr(figure, attribute) for figure in measured]
             ratios = [base.work_seconds / s for base, s in zip(floor, seconds, strict=True)]

@@ -19,7 +19,9 @@ def test_every_feature_set_keeps_its_promises(name: str) -> None:
     assert len(features.features_id) == 12
     # A 30-s segment must fit into a row of a table: at most the paper's 1292 x 40 values.
     assert features.mel.n_mels * features.segment_frames <= 1292 * 40
-    mel = np.random.default_rng(0).random((3 * features.segment_frames, features.mel.n_mels), np.float32)
+    mel = np.random.default_rng(0).random(
+        (3 * features.segment_frames, features.mel.n_mels), np.float32
+    )
     segments, starts = features.segments(mel)
     assert segments.shape == (3, features.mel.n_mels, features.segment_frames)
     assert segments.dtype == np.float32
@@ -53,14 +55,19 @@ def test_segments_are_cut_out_of_the_tracks_own_spectrogram() -> None:
         np.testing.assert_array_equal(segment.T, mel[first : first + 1292])
 
 
-@pytest.mark.parametrize("change", [{"max_segments": 3}, {"unit": "dB"}, {"segment_seconds": 15.0}, {"fixed_length": False}])
+@pytest.mark.parametrize(
+    "change",
+    [{"max_segments": 3}, {"unit": "dB"}, {"segment_seconds": 15.0}, {"fixed_length": False}],
+)
 def test_the_id_changes_with_the_configuration(change: dict[str, object]) -> None:
     paper = feature_set("paper")
     assert dataclasses.replace(paper, **change).features_id != paper.features_id  # type: ignore[arg-type]
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'log_mell' must be one of log_mel, paper; did you mean 'log_mel'"):
+    with pytest.raises(
+        ConfigError, match=r"'log_mell' must be one of log_mel, paper; did you mean 'log_mel'"
+    ):
         feature_set("log_mell")
 
 

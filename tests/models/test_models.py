@@ -46,7 +46,8 @@ def test_the_papers_first_model_has_the_papers_layers() -> None:
 def test_the_papers_second_model_has_the_papers_layers() -> None:
     shapes = [tuple(p.shape) for p in build_model("paper_model2", {}).parameters() if p.dim() > 1]
     assert shapes == [
-        (32, 40, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4), (8, 16, 4), (8, 8, 4), (64, 136), (2, 64),
+        (32, 40, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4), (8, 16, 4), (8, 8, 4),
+        (64, 136), (2, 64),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -115,7 +116,10 @@ def check_exactly_once(output: Path) -> None:
 
 def run_to_the_end(config: Path) -> None:
     again = subprocess.run(
-        [sys.executable, "-m", "mer_batch", "tag", str(config)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert again.returncode == 0, again.stderr
 
@@ -178,4 +182,38 @@ def test_killed_while_publishing(config: Path) -> None:
     kill(driver)
     assert not list(output.glob("enriched/run_date=*")), "a reader sees no part of the night"
     run_to_the_end(config)
+    check_exactly_once(output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_commits_what_is_finished(config: Path, number: signal.Signals) -> None:
+    output = config.parent / "out"
+    driver = start(config)
+    assert wait_for(lambda: written(output), driver)
+    driver.send_signal(number)
+    assert driver.wait(timeout=30) == 130
+    finished = table(output / "scores")["track_id"].to_pylist()
+    assert 0 < len(finished) < N_TRACKS * 4 // 5
+    assert not list(output.glob("enriched/run_date=*"))
+    (manifest,) = output.glob("runs/2*/manifest.json")
+    assert json.loads(manifest.read_text())["exit_code"] == 130
+    run_to_the_end(config)
+    check_exactly_once(output)
+
+
+def test_of_two_runs_at_once_one_works(config: Path) -> None:
+    output = config.parent / "out"
+    driver = start(config)
+    assert wait_for((output / "runs" / "_lease.json").exists, driver)
+    began = time.monotonic()
+    second = subprocess.run(
+        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert second.returncode == 4
+    assert f"process {driver.pid}" in second.stderr
+    assert time.monotonic() - began < 30
+    assert driver.wait(timeout=120) == 0
     check_exactly_once(output)

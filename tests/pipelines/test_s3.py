@@ -47,15 +47,22 @@ def test_catalog_audio_and_output_in_s3(s3: Any, config: Path, run_cli: Run) -> 
     (marker,) = [key for key in keys(s3, "out/enriched/") if key.endswith("_SUCCESS")]
     night = f"{s3.bucket}/{marker.rpartition('/')[0]}"
     enriched = pads.dataset(night, filesystem=filesystem, format="parquet").to_table()
-    statuses = dict(zip(enriched["track_id"].to_pylist(), enriched["tag_status"].to_pylist(), strict=True))
+    statuses = dict(
+        zip(enriched["track_id"].to_pylist(), enriched["tag_status"].to_pylist(), strict=True)
+    )
     assert statuses == {**dict.fromkeys(range(8), "scored"), 99: "not_found"}
     options = {
         "AWS_ENDPOINT_URL": s3.endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "test-key-id", "AWS_SECRET_ACCESS_KEY": "test-secret-word",
     }  # fmt: skip
     assert len(DeltaTable(f"s3://{s3.bucket}/out/scores", storage_options=options).file_uris()) >= 1
-    etags = {o["ETag"].strip('"') for o in s3.list_objects_v2(Bucket=s3.bucket, Prefix="lib/audio")["Contents"]}
-    scores = pads.dataset(f"{s3.bucket}/out/scores/{run_ids(s3)[0]}", filesystem=filesystem, format="parquet")
+    etags = {
+        o["ETag"].strip('"')
+        for o in s3.list_objects_v2(Bucket=s3.bucket, Prefix="lib/audio")["Contents"]
+    }
+    scores = pads.dataset(
+        f"{s3.bucket}/out/scores/{run_ids(s3)[0]}", filesystem=filesystem, format="parquet"
+    )
     assert set(scores.to_table()["audio_version"].to_pylist()) == etags
 
     second = run_cli("tag", config)
@@ -79,7 +86,9 @@ def test_a_folder_of_audio_in_s3_is_a_catalog(s3: Any, config: Path, run_cli: Ru
     done = run_cli("tag", config, f"catalog.uri=s3://{s3.bucket}/lib/audio")
     assert done.returncode == 0, done.stderr
     manifest = json.loads(
-        s3.get_object(Bucket=s3.bucket, Key=f"out/runs/{run_ids(s3)[0]}/manifest.json")["Body"].read()
+        s3.get_object(Bucket=s3.bucket, Key=f"out/runs/{run_ids(s3)[0]}/manifest.json")[
+            "Body"
+        ].read()
     )
     assert manifest["totals"] == {"n_scored": 8, "n_rejected": {}}
 

@@ -49,7 +49,7 @@ def test_a_second_run_decodes_nothing_and_says_so(tag: Tag, music: Path) -> None
     marker = next(first.output.glob("enriched/*/_SUCCESS"))
     published = marker.read_bytes()
     second = tag(music)
-    assert second.summary.n_decoded == 0
+    assert second.summary.n_tried == 0
     assert "nothing to decode" in second.text
     assert not second.summary.was_published
     assert marker.read_bytes() == published
@@ -60,7 +60,7 @@ def test_a_touched_file_is_scored_again_and_alone(tag: Tag, music: Path) -> None
     tag(music)
     os.utime(music / "calm-1.mp3", ns=(1, 10**18))
     second = tag(music)
-    assert second.summary.n_decoded == 1
+    assert second.summary.n_tried == 1
     rows = second.scores.filter(pc.equal(second.scores["track_id"], "calm-1.mp3"))
     assert len(set(rows["audio_version"].to_pylist())) == rows.num_rows == 2
     assert second.enriched.num_rows == 8
@@ -73,21 +73,21 @@ def test_changes_may_be_ignored(tag: Tag, music: Path) -> None:
     os.utime(music / "calm-1.mp3", ns=(1, 10**18))
     (music / "new.mp3").write_bytes((music / "sad-1.mp3").read_bytes())
     second = tag(ignoring)
-    assert second.summary.n_decoded == 1
+    assert second.summary.n_tried == 1
     assert second.enriched.num_rows == 9
-    assert tag(music).summary.n_decoded == 1, "detecting again finds the touched file"
+    assert tag(music).summary.n_tried == 1, "detecting again finds the touched file"
 
 
 def test_another_checkpoint_scores_all_again(tag: Tag, music: Path, tmp_path: Path) -> None:
     models_before = set(tag(music).scores["model_id"].to_pylist())
     checkpoint = save(tmp_path / "checkpoint")
     second = tag(music, model={"uri": str(checkpoint)})
-    assert second.summary.n_decoded == 8
+    assert second.summary.n_tried == 8
     assert second.scores.num_rows == 16
     assert second.enriched.num_rows == 8
     (ours,) = set(second.enriched["model_id"].to_pylist())
     assert ours not in models_before
-    assert tag(music).summary.n_decoded == 0, "the first model's scores are still there"
+    assert tag(music).summary.n_tried == 0, "the first model's scores are still there"
 
 
 def test_a_version_column_decides_alone(tag: Tag, music: Path, tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_a_version_column_decides_alone(tag: Tag, music: Path, tmp_path: Path) -
 
     catalog = {"uri": str(path), "version_column": "etag"}
     write("v1")
-    assert tag(catalog).summary.n_decoded == 2
+    assert tag(catalog).summary.n_tried == 2
     os.utime(music / "sad-1.mp3", ns=(1, 1))
-    assert tag(catalog).summary.n_decoded == 0
+    assert tag(catalog).summary.n_tried == 0
     write("v2")
     again = tag(catalog)
-    assert again.summary.n_decoded == 1
+    assert again.summary.n_tried == 1
     assert again.enriched["track_id"].type == pa.int64()
 
 
@@ -139,7 +139,9 @@ def many_types(n: int) -> pa.Table:
     return pa.table(columns, schema=pa.schema(fields, metadata={"owner": "data team"}))
 
 
-def test_the_catalogs_columns_come_back_type_for_type(tag: Tag, music: Path, tmp_path: Path) -> None:
+def test_the_catalogs_columns_come_back_type_for_type(
+    tag: Tag, music: Path, tmp_path: Path
+) -> None:
     pq.write_table(many_types(4), tmp_path / "catalog.parquet")
     tagged = tag(tmp_path / "catalog.parquet")
     expected = pq.read_table(tmp_path / "catalog.parquet")
@@ -170,11 +172,13 @@ def test_broken_tracks_are_rejects_with_a_reason(tag: Tag, music: Path, tmp_path
     (music / "silence.wav").write_bytes(wav(0 * sine(2)))
     (music / "folder.mp3").mkdir()
     os.mkfifo(music / "pipe.mp3")
-    names = sorted(p.name for p in music.iterdir()) + ["gone.mp3"]
+    names = [*sorted(p.name for p in music.iterdir()), "gone.mp3"]
     rows = "".join(f"{name},music/{name}\n" for name in names)
     (tmp_path / "catalog.csv").write_text("track_id,audio_uri\n" + rows)
     tagged = tag(tmp_path / "catalog.csv", max_reject_rate=1)
-    status = dict(zip(*tagged.enriched.select(["track_id", "tag_status"]).to_pydict().values(), strict=True))
+    status = dict(
+        zip(*tagged.enriched.select(["track_id", "tag_status"]).to_pydict().values(), strict=True)
+    )
     assert {name: s for name, s in status.items() if s != "scored"} == {
         "noise.mp3": "not_audio",
         "empty.mp3": "empty",
@@ -186,16 +190,23 @@ def test_broken_tracks_are_rejects_with_a_reason(tag: Tag, music: Path, tmp_path
     assert tagged.rejects.num_rows == 6
     assert tagged.rejects.schema.names == schema.rejects_schema(pa.string()).names
     assert set(tagged.rejects["attempts"].to_pylist()) == {1}
-    assert tag(tmp_path / "catalog.csv", max_reject_rate=1).summary.n_decoded == 0, "they are permanent"
+    assert tag(tmp_path / "catalog.csv", max_reject_rate=1).summary.n_tried == 0, (
+        "they are permanent"
+    )
 
     # Mended files are scored, and are rejects no more; changed limits are a new chance.
     shutil.copy(music / "calm-1.mp3", music / "noise.mp3")
     shutil.copy(music / "calm-1.mp3", music / "gone.mp3")
     mended = tag(tmp_path / "catalog.csv", max_reject_rate=1)
-    assert mended.summary.n_decoded == 2
-    assert sorted(mended.rejects["track_id"].to_pylist()) == ["empty.mp3", "folder.mp3", "pipe.mp3", "silence.wav"]
+    assert mended.summary.n_tried == 2
+    assert sorted(mended.rejects["track_id"].to_pylist()) == [
+        "empty.mp3",
+        "folder.mp3",
+        "pipe.mp3",
+        "silence.wav",
+    ]
     looser = tag(tmp_path / "catalog.csv", max_reject_rate=1, audio={"min_seconds": 0.5})
-    assert looser.summary.n_decoded == 4
+    assert looser.summary.n_tried == 4
     assert set(looser.rejects["attempts"].to_pylist()) == {2}
     assert set(looser.rejects["first_run_id"].to_pylist()) == {tagged.summary.run_id}
 
@@ -204,7 +215,9 @@ def test_too_many_rejects_publish_nothing_until_a_person_decides(tag: Tag, music
     for number in range(8):
         (music / f"broken-{number}.mp3").write_bytes(b"no audio" * 10)
     for _ in range(2):  # running again does not get round the budget
-        with pytest.raises(ErrorBudgetExceeded, match=r"8 of 16 tracks.*max_reject_rate=0.3|not_audio"):
+        with pytest.raises(
+            ErrorBudgetExceeded, match=r"8 of 16 tracks.*max_reject_rate=0.3|not_audio"
+        ):
             tag(music, max_reject_rate=0.3)
         out = music.parent / "out"
         assert not list(out.glob("enriched/*/_SUCCESS"))
@@ -221,7 +234,9 @@ def find_children() -> list[psutil.Process]:
     return [p for p in descendants if "mer_batch.child" in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize("number, reason", [(signal.SIGSEGV, "decoder_crash"), (signal.SIGSTOP, "timeout")])
+@pytest.mark.parametrize(
+    "number, reason", [(signal.SIGSEGV, "decoder_crash"), (signal.SIGSTOP, "timeout")]
+)
 def test_a_file_that_kills_or_hangs_the_decoder_costs_one_reject(
     tag: Tag, music: Path, long_mp3: bytes, number: signal.Signals, reason: str
 ) -> None:
@@ -235,7 +250,10 @@ def test_a_file_that_kills_or_hangs_the_decoder_costs_one_reject(
                 try:
                     before = child.cpu_times().user
                     time.sleep(0.3)
-                    if child.cpu_times().user - before > 0.15 and child.create_time() < time.time() - 3:
+                    if (
+                        child.cpu_times().user - before > 0.15
+                        and child.create_time() < time.time() - 3
+                    ):
                         child.send_signal(number)
                         struck.set()
                         return
@@ -270,8 +288,10 @@ def test_soundtracks(tag: Tag, data_root: Path) -> None:
     tagged = tag(data_root / "soundtracks")
     assert tagged.scores.num_rows == len(set(tagged.scores["track_id"].to_pylist())) == 360
     for target in schema.TARGETS:
-        assert -1 <= pc.min(tagged.scores[target]).as_py() < pc.max(tagged.scores[target]).as_py() <= 1
-    assert tag(data_root / "soundtracks").summary.n_decoded == 0
+        assert (
+            -1 <= pc.min(tagged.scores[target]).as_py() < pc.max(tagged.scores[target]).as_py() <= 1
+        )
+    assert tag(data_root / "soundtracks").summary.n_tried == 0
 
 
 def test_bad_checkpoints_are_refused_before_work(tag: Tag, music: Path, tmp_path: Path) -> None:

@@ -1,0 +1,664 @@
+"""Catalogs: every type comes back as it was, and what is unfit is refused with its first rows."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import write_deltalake
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mer_batch import schema
+from mer_batch.catalog import Catalog, read_catalog
+from mer_batch.config import CatalogConfig, StorageConfig
+from mer_batch.errors import CatalogError, StorageError
+from mer_batch.storage import Location, Storage, parse_uri
+
+Place = tuple[Storage, Location]
+
+TAKEN = [field.name for field in schema.ENRICHED_FIELDS]
+
+
+def open_catalog(uri: object, storage: Storage | None = None, **config: Any) -> Catalog:
+    storage = storage or Storage(StorageConfig())
+    return read_catalog(CatalogConfig(uri=str(uri), **config), storage, taken_names=TAKEN)
+
+
+def refusal(uri: object, **config: Any) -> str:
+    with pytest.raises(CatalogError) as caught:
+        open_catalog(uri, **config)
+    return str(caught.value)
+
+
+def all_rows(catalog: Catalog) -> pa.Table:
+    return pa.Table.from_batches(list(catalog.batches()), schema=catalog.schema)
+
+
+def tracks(n: int, **columns: Any) -> pa.Table:
+    """A table of `n` tracks with more columns."""
+    ids, uris = [f"t{i}" for i in range(n)], [f"/music/{i}.mp3" for i in range(n)]
+    return pa.table({"track_id": ids, "audio_uri": uris, **columns})
+
+
+def put_table(storage: Storage, location: Location, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    storage.write(location, sink.getvalue().to_pybytes())
+
+
+# ------------------------------------------------------------------ types
+
+MOMENT = datetime.datetime(2026, 11, 22, 3, 4, 5, 678901)
+
+COLUMNS = {
+    "int8": pa.array([1, None, -128], pa.int8()),
+    "int16": pa.array([1, None, 2], pa.int16()),
+    "int32": pa.array([1, None, 2], pa.int32()),
+    "int64": pa.array([2**63 - 1, None, 2**53 + 1], pa.int64()),
+    "uint8": pa.array([255, None, 0], pa.uint8()),
+    "uint64": pa.array([2**64 - 1, None, 0], pa.uint64()),
+    "float32": pa.array([0.1, None, float("nan")], pa.float32()),
+    "float64": pa.array([0.1, None, float("-inf")], pa.float64()),
+    "bool": pa.array([True, None, False]),
+    "date": pa.array([datetime.date(1969, 7, 20), None, datetime.date(2026, 1, 1)]),
+    "time": pa.array([datetime.time(1, 2, 3, 4), None, datetime.time(0)], pa.time64("us")),
+    "timestamp_ms": pa.array([MOMENT, None, MOMENT], pa.timestamp("ms")),
+    "timestamp_us_rome": pa.array([MOMENT, None, MOMENT], pa.timestamp("us", tz="Europe/Rome")),
+    "timestamp_ns_utc": pa.array([1, None, 2], pa.timestamp("ns", tz="UTC")),
+    "duration": pa.array([datetime.timedelta(seconds=1), None, None], pa.duration("ms")),
+    "decimal": pa.array([decimal.Decimal("12.30"), None, None], pa.decimal128(9, 2)),
+    "decimal256": pa.array([decimal.Decimal("1" * 50), None, None], pa.decimal256(60, 0)),
+    "string": pa.array(["007", None, ""]),
+    "large_string": pa.array(["Björk", None, "日本"], pa.large_string()),
+    "binary": pa.array([b"\xff\x00", None, b""]),
+    "fixed_binary": pa.array([b"abcd", None, b"efgh"], pa.binary(4)),
+    "list": pa.array([["a", None], None, []]),
+    "large_list": pa.array([[1], None, []], pa.large_list(pa.int16())),
+    "fixed_list": pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2)),
+    "struct": pa.array([{"a": 1, "b": ["x"]}, None, {"a": None, "b": None}]),
+    "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int32())),
+    "dictionary": pa.array(["rock", None, "pop"]).dictionary_encode(),
+    "nothing": pa.nulls(3),
+    "all_null_string": pa.nulls(3, pa.string()),
+}
+
+
+@pytest.fixture
+def wide() -> pa.Table:
+    """One column of every type that a catalog is likely to hold, with metadata."""
+    table = tracks(3, **COLUMNS)
+    fields = [
+        field.with_metadata({"comment": f"on {field.name}"}).with_nullable(field.name != "track_id")
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields, metadata={"owner": "labels", "pandas": "{}"}))
+
+
+def assert_same_columns(found: pa.Schema, expected: pa.Schema) -> None:
+    # The schemas' own comparison of metadata looks at names inside lists, which Parquet gives.
+    assert found.equals(expected)
+    assert found.metadata == expected.metadata
+    assert [field.metadata for field in found] == [field.metadata for field in expected]
+    assert [field.nullable for field in found] == [field.nullable for field in expected]
+
+
+def test_every_type_of_a_parquet_file_comes_back(tmp_path: Path, wide: pa.Table) -> None:
+    pq.write_table(wide, tmp_path / "catalog.parquet")
+    catalog = open_catalog(tmp_path / "catalog.parquet")
+    assert_same_columns(catalog.schema, wide.schema)
+    # As text, because NaN is not equal to itself.
+    assert str(all_rows(catalog).to_pylist()) == str(wide.to_pylist())
+
+
+def test_every_type_of_several_parts_comes_back(place: Place, wide: pa.Table) -> None:
+    storage, folder = place
+    for i in range(3):
+        put_table(storage, folder.child(f"part-{i}.parquet"), wide.slice(i, 1))
+    storage.write(folder.child("_SUCCESS"), b"")
+    storage.write(folder.child("_temporary", "0", "part-9.parquet"), b"half")
+    storage.write(folder.child(".part-0.parquet.crc"), b"crc")
+    catalog = open_catalog(folder.uri, storage)
+    assert_same_columns(catalog.schema, wide.schema)
+    assert str(all_rows(catalog).to_pylist()) == str(wide.to_pylist())
+    assert catalog.keys["track_id"].to_pylist() == ["t0", "t1", "t2"]
+
+
+def test_a_part_whose_column_lost_its_type_takes_the_others(tmp_path: Path) -> None:
+    pq.write_table(tracks(1, year=pa.nulls(1), extra=[1]), tmp_path / "a.parquet")
+    other = tracks(2, year=pa.array([1999, 2000], pa.int16())).slice(1)
+    pq.write_table(other, tmp_path / "b.parquet")
+    catalog = open_catalog(tmp_path)
+    assert catalog.schema.field("year").type == pa.int16()
+    assert all_rows(catalog).select(["year", "extra"]).to_pylist() == [
+        {"year": None, "extra": 1},
+        {"year": 2000, "extra": None},
+    ]
+
+
+def test_parts_whose_types_differ_are_refused(tmp_path: Path) -> None:
+    pq.write_table(tracks(1, year=["1999"]), tmp_path / "a.parquet")
+    pq.write_table(tracks(2, year=[1, 2]).slice(1), tmp_path / "b.parquet")
+    assert "year" in refusal(tmp_path)
+
+
+def test_hive_partitions_are_columns(place: Place) -> None:
+    storage, folder = place
+    for number, label in enumerate(("Blue Note", "ECM")):
+        table = tracks(2).slice(number)
+        put_table(
+            storage, folder.child(f"label={label}", "year=2026", "p.parquet"), table.slice(0, 1)
+        )
+    catalog = open_catalog(folder.uri, storage)
+    assert all_rows(catalog).to_pylist() == [
+        {"track_id": "t0", "audio_uri": "/music/0.mp3", "label": "Blue Note", "year": 2026},
+        {"track_id": "t1", "audio_uri": "/music/1.mp3", "label": "ECM", "year": 2026},
+    ]
+
+
+def test_a_folder_with_an_equals_sign_above_the_catalog_is_no_partition(tmp_path: Path) -> None:
+    folder = tmp_path / "run_date=2026-11-22" / "_catalog"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        pq.write_table(tracks(2).slice(i, 1), folder / f"{i}.parquet")
+    assert open_catalog(folder).schema.names == ["track_id", "audio_uri"]
+
+
+def test_many_batches_keep_the_order(tmp_path: Path) -> None:
+    n = 150_000
+    pq.write_table(
+        tracks(n, number=pa.array(range(n))), tmp_path / "c.parquet", row_group_size=40_000
+    )
+    catalog = open_catalog(tmp_path / "c.parquet")
+    rows = all_rows(catalog)
+    assert rows["number"].to_pylist() == list(range(n))
+    assert rows["track_id"].to_pylist() == catalog.keys["track_id"].to_pylist()
+
+
+# ------------------------------------------------------------------ CSV
+
+
+def test_csv_keeps_as_text_what_a_number_would_change(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.csv"
+    path.write_text(
+        "\ufefftrack_id,audio_uri,isrc,year,gain,title,huge,big,empty,exponent\n"
+        '007,a.mp3,0123,1999,-1.5,"Say ""Hi"", then\ngo",1e400,9007199254740993,,1e5\n'
+        "08,b.mp3,99,,2,Björk,1,12,,2\n",
+        encoding="utf-8",
+    )
+    catalog = open_catalog(path)
+    assert all_rows(catalog).to_pylist() == [
+        {
+            "track_id": "007", "audio_uri": "a.mp3", "isrc": "0123", "year": 1999, "gain": -1.5,
+            "title": 'Say "Hi", then\ngo', "huge": "1e400", "big": 9007199254740993, "empty": "",
+            "exponent": 1e5,
+        },
+        {
+            "track_id": "08", "audio_uri": "b.mp3", "isrc": "99", "year": None, "gain": 2.0,
+            "title": "Björk", "huge": "1", "big": 12, "empty": "", "exponent": 2.0,
+        },
+    ]  # fmt: skip
+
+
+def test_csv_with_more_than_a_block_of_line_breaks_in_quotes(tmp_path: Path) -> None:
+    rows = [f'{i},{i}.mp3,"one, two\nthree ""{i}"""' for i in range(40_000)]
+    (tmp_path / "c.csv").write_text("track_id,audio_uri,title\n" + "\n".join(rows))
+    table = all_rows(open_catalog(tmp_path / "c.csv"))
+    assert table.num_rows == 40_000
+    assert table["title"][39_999].as_py() == 'one, two\nthree "39999"'
+
+
+def test_csv_parts_are_of_one_type_together(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("track_id,audio_uri,year\n1,a,\n2,b,\n")
+    (tmp_path / "b.csv").write_text("track_id,audio_uri,year,label\n03,c,1999,ECM\n")
+    table = all_rows(open_catalog(tmp_path))
+    assert table.to_pydict() == {
+        "track_id": ["1", "2", "03"],
+        "audio_uri": ["a", "b", "c"],
+        "year": [None, None, 1999],
+        "label": [None, None, "ECM"],
+    }
+
+
+def test_csv_ids_and_versions_are_never_floats(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("track_id,audio_uri,version\n1.1,a,2.50\n1.10,b,\n1e2,c,2.5\n")
+    catalog = open_catalog(path, version_column="version")
+    assert catalog.keys["track_id"].to_pylist() == ["1.1", "1.10", "1e2"]
+    assert catalog.keys["stated_version"].to_pylist() == ["2.50", None, "2.5"]
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "Empty"),
+        (b"track_id,audio_uri\n", "no rows"),
+        (b"track_id,audio_uri\n1,a\n2\n", "Expected 2 columns, got 1"),
+        ("track_id,audio_uri\n1,é\n".encode("latin-1"), "UTF8"),
+        (b"track_id,audio_uri,x,x\n1,a,2,3\n", "several columns of one name: x"),
+    ],
+)
+def test_csv_that_is_broken_is_refused(tmp_path: Path, content: bytes, word: str) -> None:
+    (tmp_path / "c.csv").write_bytes(content)
+    assert word in refusal(tmp_path / "c.csv")
+
+
+# Text that the CSV rules put no limits on, but NUL and a lone carriage return.
+cell = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\ufeff"), max_size=12)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+@given(
+    values=st.lists(cell | st.integers().map(str) | st.floats().map(str), min_size=1, max_size=5)
+)
+def test_a_csv_value_reads_as_itself_or_as_an_equal_number(
+    tmp_path: Path, values: list[str]
+) -> None:
+    quoted = ['"' + value.replace('"', '""') + '"' for value in values]
+    lines = [f"id{i},u{i},{value}" for i, value in enumerate(quoted)]
+    path = tmp_path / "c.csv"
+    path.write_text(
+        "track_id,audio_uri,x\n" + "\n".join(lines) + "\n", encoding="utf-8", newline=""
+    )
+    for value, read in zip(values, all_rows(open_catalog(path))["x"].to_pylist(), strict=True):
+        if isinstance(read, str):
+            assert read == value
+        elif read is None:
+            assert value == ""
+        elif isinstance(read, int):
+            assert str(read) == value
+        else:
+            assert read == float(value)
+
+
+# ------------------------------------------------------------------ JSON lines
+
+
+def test_jsonl_keeps_dates_as_text_at_any_depth(tmp_path: Path) -> None:
+    rows = [
+        {
+            "track_id": 1,
+            "audio_uri": "a",
+            "on": "2024-01-02",
+            "deep": {"on": ["2024-01-02 03:04:05"]},
+        },
+        {"track_id": 2, "audio_uri": "b", "on": None, "deep": {"on": []}},
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert all_rows(open_catalog(path)).to_pylist() == rows
+
+
+def test_jsonl_may_have_a_mark_long_lines_and_missing_keys(tmp_path: Path) -> None:
+    rows = [
+        {"track_id": "a", "audio_uri": "x", "text": "y" * 3_000_000},
+        {"track_id": "Ω", "audio_uri": "x"},
+    ]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "c.ndjson").write_text("\ufeff" + text, encoding="utf-8")
+    table = all_rows(open_catalog(tmp_path / "c.ndjson"))
+    assert table.to_pylist() == [rows[0], {**rows[1], "text": None}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"track_id": 1, "audio_uri": "a"',
+        '{"track_id": 1, "audio_uri": "a"}\n{"track_id": "x", "audio_uri": "b"}',
+        '{"track_id": 1, "audio_uri": "a", "x": {}}',
+        '{"track_id": 9223372036854775808, "audio_uri": "a"}',
+        "[]",
+        "",
+    ],
+)
+def test_jsonl_that_is_broken_or_cannot_be_published_is_refused(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "c.jsonl").write_text(content)
+    refusal(tmp_path / "c.jsonl")
+
+
+# ------------------------------------------------------------------ folders of audio
+
+
+def test_a_folder_of_audio_is_a_catalog(place: Place) -> None:
+    storage, folder = place
+    names = [
+        "a.mp3",
+        "B.FLAC",
+        "deep/two words.wav",
+        "...And Justice/01 Blackened.mp3",
+        ".x.ogg",
+        "100%.mp3",
+        "._a.mp3",  # what macOS puts beside a.mp3 on foreign disks: a reject, not a silence
+    ]
+    for name in [*names, "cover.jpg", "notes"]:
+        storage.write(folder.child(name), name.encode())
+    catalog = open_catalog(folder.uri, storage)
+    keys = catalog.keys.to_pydict()
+    assert sorted(keys["track_id"]) == sorted(names)
+    for track_id, uri in zip(keys["track_id"], keys["audio_uri"], strict=True):
+        assert storage.read_audio(uri, max_bytes=100).content == track_id.encode()
+    (note,) = catalog.notes
+    assert note.startswith("2 files in ")
+    assert all_rows(catalog).schema.names == ["track_id", "audio_uri"]
+
+
+def test_names_that_are_no_utf8_can_be_read_back(tmp_path: Path) -> None:
+    folder = tmp_path / "music"
+    folder.mkdir()
+    path = os.fsencode(folder) + b"/caf\xe9 100%.mp3"
+    with open(path, "wb") as file:
+        file.write(b"latin")
+    catalog = open_catalog(folder)
+    ((track_id,), (uri,)) = (catalog.keys[name].to_pylist() for name in ("track_id", "audio_uri"))
+    assert track_id == "caf%E9 100%25.mp3"
+    assert Storage(StorageConfig()).read_audio(uri, max_bytes=9).content == b"latin"
+
+
+def test_columns_named_for_another_catalog_do_not_disturb_a_folder_of_audio(music: Path) -> None:
+    assert open_catalog(music, id_column="id", audio_column="uri").keys.num_rows == 8
+
+
+def test_a_mixed_folder_is_audio_unless_columns_are_named(music: Path) -> None:
+    pq.write_table(tracks(2), music / "catalog.parquet")
+    assert open_catalog(music).keys.num_rows == 8
+    assert open_catalog(music, id_column="track_id").keys.num_rows == 2
+    assert open_catalog(music, format="parquet").keys.num_rows == 2
+
+
+def test_an_output_inside_the_folder_of_audio_is_no_catalog(music: Path) -> None:
+    write_deltalake(music / "out" / "scores", tracks(3))
+    assert open_catalog(music).keys.num_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        ((), "neither audio nor table"),
+        (("readme.txt",), "neither audio nor table"),
+        (("a.csv", "b.parquet"), "csv and parquet"),
+        (("_hidden.csv",), "neither audio nor table"),
+    ],
+)
+def test_a_folder_of_no_one_kind_is_refused(
+    tmp_path: Path, names: tuple[str, ...], word: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("track_id,audio_uri\n1,a\n")
+    assert word in refusal(tmp_path)
+
+
+def test_a_forced_format_without_files_is_refused(music: Path) -> None:
+    assert "holds no csv files" in refusal(music, format="csv")
+    assert "cannot be read as delta" in refusal(music, format="delta")
+
+
+# ------------------------------------------------------------------ Delta
+
+
+def test_a_delta_table_is_read_at_its_latest_version(place: Place) -> None:
+    storage, folder = place
+    folder = folder.child("two words é")
+    options = storage.delta_options(folder)
+    write_deltalake(folder.uri, tracks(4), storage_options=options)
+    wider = tracks(6, year=pa.array(range(6), pa.int32())).slice(4)
+    write_deltalake(folder.uri, wider, mode="append", schema_mode="merge", storage_options=options)
+    before = open_catalog(folder.uri, storage)
+    assert before.keys.num_rows == 6
+    years = dict(all_rows(before).select(["track_id", "year"]).to_pandas().values.tolist())
+    assert (years["t4"], years["t5"]) == (4, 5)
+    write_deltalake(
+        folder.uri, tracks(2), mode="overwrite", schema_mode="overwrite", storage_options=options
+    )
+    after = open_catalog(folder.uri, storage)
+    assert after.keys["track_id"].to_pylist() == ["t0", "t1"]
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_partitioned_delta_table_is_refused(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "t", tracks(2, label=["a", "b"]), partition_by=["label"])
+    assert "partitioned" in refusal(tmp_path / "t")
+
+
+def test_a_delta_table_whose_files_hold_deleted_rows_is_refused(tmp_path: Path) -> None:
+    configuration = {"delta.enableDeletionVectors": "true"}
+    write_deltalake(tmp_path / "t", tracks(2), configuration=configuration)
+    log = tmp_path / "t" / "_delta_log" / ("0" * 20 + ".json")
+    if "deletionVectors" not in log.read_text():
+        pytest.skip("this delta-rs does not write the feature")
+    assert "deletionVectors" in refusal(tmp_path / "t")
+
+
+# ------------------------------------------------------------------ keys
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+)
+def test_text_ids_of_any_kind_are_strings(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"track_id": pa.array(["x", "y"]).cast(kind), "audio_uri": ["/a", "/b"]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    catalog = open_catalog(tmp_path / "c.parquet")
+    assert catalog.id_type == pa.string()
+    assert catalog.keys["track_id"].to_pylist() == ["x", "y"]
+    assert all_rows(catalog)["track_id"].to_pylist() == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.uint16(), pa.uint64(), pa.int64()])
+def test_whole_ids_of_any_kind_are_int64(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"track_id": pa.array([3, 1], kind), "audio_uri": ["/a", "/b"]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    catalog = open_catalog(tmp_path / "c.parquet")
+    assert catalog.id_type == pa.int64()
+    assert all_rows(catalog).schema.field("track_id").type == kind
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+@given(
+    ids=st.lists(st.none() | st.text(max_size=4), min_size=1, max_size=8)
+    | st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8)
+)
+def test_ids_are_taken_exactly_when_all_are_there_and_differ(
+    tmp_path: Path, ids: list[Any]
+) -> None:
+    present = [i for i in ids if i is not None]
+    kind = pa.string() if not present or isinstance(present[0], str) else pa.int64()
+    table = pa.table({"track_id": pa.array(ids, kind), "audio_uri": ["/a"] * len(ids)})
+    pq.write_table(table, tmp_path / "c.parquet")
+    n_missing = sum(i is None or i == "" for i in ids)
+    repeated = {i for i in present if present.count(i) > 1}
+    if n_missing:
+        assert f"{n_missing} null or empty ids" in refusal(tmp_path / "c.parquet")
+    elif repeated:
+        assert f"{len(repeated)} ids stand in more than one row" in refusal(tmp_path / "c.parquet")
+    else:
+        assert open_catalog(tmp_path / "c.parquet").keys["track_id"].to_pylist() == ids
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"track_id": [1, 1, 2, 2, 2, 3], "audio_uri": ["/a"] * 6}, ["2 ids stand", "1, 2;"]),
+        (
+            {"track_id": ["a", None, "", "b"], "audio_uri": ["/a"] * 4},
+            ["2 null or empty ids", "1, 2"],
+        ),
+        ({"track_id": ["a", "b"], "audio_uri": ["/a", None]}, ["1 null or empty URIs", "'b'"]),
+        ({"track_id": ["a", "b"], "audio_uri": ["", "/a"]}, ["1 null or empty URIs", "'a'"]),
+        (
+            {"track_id": list("abcdefg"), "audio_uri": [*(f"gs://b/{i}" for i in range(6)), "/x"]},
+            ["6 URIs whose scheme", "'gs://b/0'", "'gs://b/4', ..."],
+        ),
+        ({"track_id": [1.5, 2.5], "audio_uri": ["/a", "/b"]}, ["double", "strings or integers"]),
+        ({"track_id": [True, False], "audio_uri": ["/a", "/b"]}, ["bool", "strings or integers"]),
+        ({"track_id": [[1], [2]], "audio_uri": ["/a", "/b"]}, ["list", "strings or integers"]),
+        ({"track_id": [b"a", b"b"], "audio_uri": ["/a", "/b"]}, ["binary", "strings or integers"]),
+        ({"track_id": [1, 2], "audio_uri": [1, 2]}, ["int64", "URIs must be strings"]),
+        (
+            {"track_id": [1, 2], "uri": ["/a", "/b"]},
+            ["'audio_uri'", "no such column", "track_id, uri"],
+        ),
+        (
+            {"id": [1], "uri": ["/a"]},
+            ["catalog.id_column='track_id'", "catalog.audio_column='audio_uri'"],
+        ),
+        (
+            {"track_id": [1], "audio_uri": ["/a"], "valence": [0.1], "tag_status": ["x"]},
+            ["already has columns named valence, tag_status", "output.prefix"],
+        ),
+    ],
+)
+def test_what_is_unfit_is_refused_with_count_and_first_offenders(
+    tmp_path: Path, columns: dict[str, list[Any]], words: list[str]
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    message = refusal(tmp_path / "c.parquet")
+    for word in words:
+        assert word in message
+
+
+def test_other_unfit_catalogs(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(tracks(3).slice(0, 0), path)
+    assert "no rows" in refusal(path)
+    pq.write_table(
+        pa.table({"track_id": pa.array([2**63], pa.uint64()), "audio_uri": ["/a"]}), path
+    )
+    assert "cannot be read as int64" in refusal(path)
+    pq.write_table(tracks(2, seconds=["long", "short"]), path)
+    assert "cannot be read as double" in refusal(path, duration_column="seconds")
+    assert "catalog.version_column='none'" in refusal(path, version_column="none")
+    same = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["track_id", "audio_uri", "x", "x"])
+    pq.write_table(same, path)
+    assert "duplicate field names" in refusal(path)
+    path.write_bytes(b"PAR1 and no more")
+    assert "cannot be read as parquet" in refusal(path)
+    assert "no such file" in refusal(tmp_path / "none.parquet")
+    (tmp_path / "c.xlsx").write_bytes(b"")
+    assert "must end in one of .parquet" in refusal(tmp_path / "c.xlsx")
+    with pytest.raises(StorageError, match="must be a path"):
+        open_catalog("gs://bucket/catalog.parquet")
+
+
+def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    buffers = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    bad = pa.Array.from_buffers(pa.string(), 1, buffers)
+    for name in ("track_id", "audio_uri"):
+        columns = {"track_id": ["a"], "audio_uri": ["/a"], name: bad}
+        pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+        assert "UTF8" in refusal(tmp_path / "c.parquet")
+
+
+def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
+    table = tracks(
+        3,
+        updated=pa.array([MOMENT, None, MOMENT], pa.timestamp("us")),
+        etag=pa.array(["x", "", None]).dictionary_encode(),
+        seconds=pa.array([decimal.Decimal("1.5"), None, decimal.Decimal("2")]),
+    )
+    pq.write_table(table, tmp_path / "c.parquet")
+    keys = open_catalog(
+        tmp_path / "c.parquet", duration_column="seconds", version_column="etag"
+    ).keys
+    assert keys["expected_seconds"].to_pylist() == [1.5, None, 2.0]
+    assert keys["stated_version"].to_pylist() == ["x", None, None]
+    dated = open_catalog(tmp_path / "c.parquet", version_column="updated").keys["stated_version"]
+    assert dated.to_pylist()[1] is None
+    assert dated[0].as_py() == dated[2].as_py() == "2026-11-22 03:04:05.678901"
+
+
+# ------------------------------------------------------------------ URIs
+
+
+@pytest.mark.parametrize("layout", ["file", "folder", "folder with a slash"])
+def test_relative_uris_are_below_the_catalogs_own_folder(place: Place, layout: str) -> None:
+    storage, folder = place
+    names = ["a.mp3", "deep/100% é.mp3", "two words.mp3"]
+    for name in names:
+        storage.write(folder.child(name), name.encode())
+    table = pa.table({"track_id": [1, 2, 3], "audio_uri": names})
+    put_table(storage, folder.child("c.parquet"), table)
+    put_table(storage, folder.child("d.parquet"), table.slice(0, 0))
+    uris = {
+        "file": folder.child("c.parquet").uri,
+        "folder": folder.uri,
+        "folder with a slash": folder.uri + "/",
+    }
+    catalog = open_catalog(uris[layout], storage, format="parquet")
+    for name, uri in zip(names, catalog.keys["audio_uri"].to_pylist(), strict=True):
+        assert parse_uri(uri) == folder.child(name)
+        assert storage.read_audio(uri, max_bytes=99).content == name.encode()
+    # The column itself is delivered untouched.
+    assert all_rows(catalog)["audio_uri"].to_pylist() == names
+
+
+@pytest.mark.parametrize("suffix", ["", "/"])
+def test_a_catalog_at_the_top_of_a_bucket(s3: Any, suffix: str) -> None:
+    storage, bucket = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "")
+    for number in range(2):
+        table = pa.table({"track_id": [number], "audio_uri": [f"{number}.mp3"]})
+        put_table(storage, bucket.child(f"{number}.parquet"), table)
+        storage.write(bucket.child(f"{number}.mp3"), b"x")
+    catalog = open_catalog(f"s3://{s3.bucket}{suffix}", storage, id_column="track_id")
+    assert "" not in storage.audio_versions(catalog.keys["audio_uri"].to_pylist())
+    single = open_catalog(f"s3://{s3.bucket}/0.parquet", storage)
+    assert single.keys["audio_uri"].to_pylist() == [f"s3://{s3.bucket}/0.mp3"]
+
+
+def test_absolute_uris_stay_as_they_are(tmp_path: Path) -> None:
+    uris = ["/a", "file:///b%20c", "FILE:/d", "s3://b/k", "S3A://b/k", "c:d.mp3", "a//b.mp3"]
+    table = pa.table({"track_id": range(len(uris)), "audio_uri": uris})
+    pq.write_table(table, tmp_path / "c.parquet")
+    read = open_catalog(tmp_path / "c.parquet").keys["audio_uri"].to_pylist()
+    assert read[:5] == uris[:5]
+    assert read[5:] == [f"{tmp_path}/c:d.mp3", f"{tmp_path}/a//b.mp3"]
+
+
+# ------------------------------------------------------------------ changes
+
+
+def test_the_fingerprint_changes_with_the_files(place: Place) -> None:
+    storage, folder = place
+    put_table(storage, folder.child("a.parquet"), tracks(2))
+    first = open_catalog(folder.uri, storage).fingerprint
+    single = open_catalog(folder.child("a.parquet").uri, storage).fingerprint
+    assert open_catalog(folder.uri, storage).fingerprint == first
+    put_table(storage, folder.child("a.parquet"), tracks(3))
+    assert open_catalog(folder.uri, storage).fingerprint != first
+    assert open_catalog(folder.child("a.parquet").uri, storage).fingerprint != single
+
+
+@pytest.mark.parametrize("change", ["other ids", "other order", "fewer rows", "cut off", "gone"])
+def test_a_catalog_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
+    path, n = tmp_path / "c.parquet", 1000
+    # Without compression the new file's rows lie where the old one's did: only ids can tell.
+    layout = {"compression": "none", "use_dictionary": False}
+    ids = [f"t{i:03}" for i in range(n)]
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": ["/a"] * n}), path, **layout)
+    catalog = open_catalog(path)
+    if change == "other ids":
+        ids[500] = "new!"
+    if change == "other order":
+        ids = ids[::-1]
+    if change == "fewer rows":
+        ids = ids[:10]
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": ["/a"] * len(ids)}), path, **layout)
+    if change == "cut off":
+        path.write_bytes(path.read_bytes()[:2000])
+    if change == "gone":
+        path.unlink()
+    with pytest.raises(CatalogError, match="changed while the run read it"):
+        all_rows(catalog)

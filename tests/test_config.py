@@ -1,0 +1,227 @@
+"""Configurations: every fault at once, in words, and never a traceback."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mer_batch import schema
+from mer_batch.config import TagConfig, load_config, parse_config
+from mer_batch.errors import ConfigError
+
+SMALLEST = "catalog: {uri: music}\noutput: {uri: out}\n"
+
+same_folder = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150
+)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tag.yaml"
+    path.write_text(SMALLEST)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(TagConfig, path, overrides)
+    return str(caught.value)
+
+
+def test_the_smallest_config_has_every_default(config_file: Path) -> None:
+    config = load_config(TagConfig, config_file)
+    assert (config.catalog.uri, config.output.uri) == ("music", "out")
+    assert (config.catalog.id_column, config.catalog.audio_column) == ("track_id", "audio_uri")
+    assert config.model.uri == "builtin"
+    assert config.run_date is None
+    assert config.enriched_names() == [field.name for field in schema.ENRICHED_FIELDS]
+
+
+def test_the_prefix_is_put_before_every_added_column(config_file: Path) -> None:
+    config = load_config(TagConfig, config_file, ["output.prefix=mer_"])
+    assert config.enriched_names() == ["mer_" + field.name for field in schema.ENRICHED_FIELDS]
+
+
+def test_limits_are_those_of_the_file(config_file: Path) -> None:
+    config = load_config(
+        TagConfig,
+        config_file,
+        ["audio.max_bytes=5", "audio.min_seconds=2", "audio.max_seconds=3", "audio.memory_bytes=9"],
+    )
+    limits = config.audio.limits()
+    assert (limits.audio.max_bytes, limits.audio.min_seconds, limits.audio.max_seconds) == (5, 2, 3)
+    assert limits.memory_bytes == 9
+
+
+def test_all_faults_are_listed_at_once(config_file: Path) -> None:
+    config_file.write_text("catalog: {url: music}\noutpt: {uri: out}\nmax_reject_rate: 2\n")
+    message = refusal(config_file, "ray.num_cpus=0", "no-equals-sign", "audio.max_bytes=[")
+    assert str(config_file) in message
+    assert "8 faults" in message
+    for fault in (
+        "override='no-equals-sign' must look like section.key=value",
+        "override='audio.max_bytes=[': the value is not valid YAML",
+        "catalog.uri is missing",
+        "key='catalog.url' must be one of catalog.uri, ",
+        "did you mean 'catalog.uri'?",
+        "output is missing",
+        "key='outpt' must be one of catalog, output, ",
+        "did you mean 'output'?",
+        "max_reject_rate=2: ",
+        "ray.num_cpus=0: ",
+    ):
+        assert fault in message
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("catalog.id_colum=x", "catalog.id_column"),
+        ("audio.max_second=3", "audio.max_seconds"),
+        ("storage.endpoint=http://h", "storage.endpoint_url"),
+        ("max_rejct_rate=0.5", "max_reject_rate"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_the_closest(
+    config_file: Path, override: str, meant: str
+) -> None:
+    assert f"did you mean {meant!r}?" in refusal(config_file, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "catalog.uri=",
+        "catalog.uri='  '",
+        "catalog.format=xml",
+        "catalog.changes=maybe",
+        "output.prefix=a-b",
+        "output.lease_seconds=1",
+        "output.lease_seconds=.inf",
+        "audio.min_seconds=0",
+        "audio.min_seconds=.nan",
+        "audio.max_seconds=.inf",
+        "audio.timeout_seconds=-1",
+        "audio.max_bytes=1.5",
+        "storage.endpoint_url=localhost:9000",
+        "storage.endpoint_url=ftp://host",
+        "max_reject_rate=.nan",
+        "max_reject_rate=-0.1",
+        "run_date=20261122",
+        "run_date=0",
+        "run_date=tomorrow",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(config_file: Path, override: str) -> None:
+    assert f"\n  - {override.partition('=')[0]}=" in refusal(config_file, override)
+
+
+def test_limits_that_no_track_can_keep_are_refused(config_file: Path) -> None:
+    message = refusal(config_file, "audio.min_seconds=50", "audio.max_seconds=2")
+    assert "min_seconds must be at most max_seconds=2" in message
+
+
+def test_overrides_are_read_as_yaml(config_file: Path) -> None:
+    config = load_config(
+        TagConfig,
+        config_file,
+        ["run_date=2026-11-22", "ray={num_cpus: 3}", "ray.verbose=true", "catalog.uri=s3://b/k=v"],
+    )
+    assert config.run_date == datetime.date(2026, 11, 22)
+    assert (config.ray.num_cpus, config.ray.verbose) == (3, True)
+    assert config.catalog.uri == "s3://b/k=v"
+
+
+def test_the_last_override_of_a_key_counts(config_file: Path) -> None:
+    assert load_config(TagConfig, config_file, ["output.uri=a", "output.uri=b"]).output.uri == "b"
+
+
+def test_a_section_with_nothing_in_it_keeps_its_defaults(config_file: Path) -> None:
+    config_file.write_text(SMALLEST + "ray:\n  # num_cpus: 4\n")
+    assert load_config(TagConfig, config_file).ray.num_cpus is None
+    assert load_config(TagConfig, config_file, ["ray.num_cpus=2"]).ray.num_cpus == 2
+
+
+def test_a_key_below_a_value_is_refused(config_file: Path) -> None:
+    message = refusal(config_file, "catalog.uri.x=1")
+    assert "override='catalog.uri.x=1': 'uri' is not a section" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a list",
+        "just words",
+        "catalog: [",
+        "catalog: {uri: a",
+        "\tcatalog: x",
+        "run_date: 2026-13-45",
+        "x: !!python/object/apply:os.system [ls]",
+        "x: !!timestamp y",
+        "x: !!bool y",
+        "a: &a [*a]",
+        "\x07",
+        "1: 2\ncatalog: {3: 4}",
+        "? [a, b]\n: 1",
+    ],
+)
+def test_what_is_no_config_is_refused_in_words(config_file: Path, text: str) -> None:
+    config_file.write_text(text)
+    assert str(config_file) in refusal(config_file)
+
+
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "none.yaml")
+    assert "directory" in refusal(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("catalog: {uri: Bébé}".encode("latin-1"))
+    assert "cannot be read" in refusal(tmp_path / "latin.yaml")
+
+
+def test_a_config_can_be_written_and_read_back(config_file: Path) -> None:
+    config = load_config(TagConfig, config_file, ["run_date=2026-11-22", "output.prefix=x"])
+    text = yaml.safe_dump(config.model_dump(mode="json"))
+    assert parse_config(TagConfig, yaml.safe_load(text), origin="copy") == config
+
+
+@same_folder
+@given(override=st.text(max_size=30))
+def test_any_override_is_taken_or_refused_as_a_config_error(
+    config_file: Path, override: str
+) -> None:
+    try:
+        load_config(TagConfig, config_file, [override])
+    except ConfigError as error:
+        assert "fault" in str(error)
+
+
+@same_folder
+@given(text=st.text(alphabet="abc:{}[]-#&*!|>'\" \n0129.=?%", max_size=40))
+def test_any_file_is_taken_or_refused_as_a_config_error(config_file: Path, text: str) -> None:
+    config_file.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(TagConfig, config_file)
+
+
+@same_folder
+@given(
+    uri=st.text(min_size=1).filter(lambda text: text == text.strip() != ""),
+    rate=st.floats(0, 1),
+    cpus=st.integers(1, 10**6),
+)
+def test_an_override_carries_any_value_of_its_type(
+    config_file: Path, uri: str, rate: float, cpus: int
+) -> None:
+    quoted = yaml.safe_dump(uri, default_style='"', width=10**6)
+    config = load_config(
+        TagConfig,
+        config_file,
+        [f"catalog.uri={quoted}", f"max_reject_rate={rate!r}", f"ray.num_cpus={cpus}"],
+    )
+    assert (config.catalog.uri, config.max_reject_rate, config.ray.num_cpus) == (uri, rate, cpus)

@@ -1,0 +1,373 @@
+"""Publishing a night: the catalog as it was, its scores behind, the marker last."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mer_batch import schema
+from mer_batch.catalog import Catalog, read_catalog
+from mer_batch.config import CatalogConfig, StorageConfig
+from mer_batch.enrich import (
+    MARKER,
+    Budget,
+    Outcome,
+    last_published,
+    look_up_outcome,
+    open_budget,
+    publish,
+    sweep_unfinished,
+)
+from mer_batch.errors import CatalogError, MerBatchError, StorageError
+from mer_batch.plan import Identity
+from mer_batch.storage import Location, Storage, parse_uri
+from tests.test_catalog import COLUMNS, assert_same_columns, tracks
+from tests.test_plan import NOW, TODAY, Bench
+
+Place = tuple[Storage, Location]
+
+MARK = {
+    "run_id": "r1",
+    "run_date": "2026-11-22",
+    "published_at": "2026-11-22T01:00:00.000000+00:00",
+    "content_id": "c",
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+# ------------------------------------------------------------------ outcome
+
+
+def test_every_row_gets_its_score_or_its_reason(bench: Bench) -> None:
+    bench.reject(("b", "1", "silent"), ("d", "1", "storage_error"), ("e", "1", "silent"))
+    bench.score(("c", "1"), ("a", "1"))
+    bench.score(("a", "0"), valence=0.9)
+    bench.score(("a", "1"), valence=0.9, identity=Identity("f", "other", "e"))
+    plan = bench.plan(bench.catalog(dict.fromkeys("abcde", "1")))
+    outcome = look_up_outcome(plan, bench.ledger, TODAY)
+    assert outcome.columns.schema == pa.schema(schema.ENRICHED_FIELDS)
+    columns = outcome.columns.to_pydict()
+    assert columns["tag_status"] == ["scored", "silent", "scored", "storage_error", "silent"]
+    assert columns["valence"] == [0.25, None, 0.25, None, None]
+    assert columns["scored_at"] == [NOW, None, NOW, None, None]
+    assert columns["model_id"] == ["m", None, "m", None, None]
+    assert (outcome.n_scored, outcome.n_rejected) == (2, {"silent": 2, "storage_error": 1})
+
+
+def test_without_versions_the_newest_score_counts(bench: Bench) -> None:
+    hours = [datetime.timedelta(hours=n) for n in range(3)]
+    for hour, valence in zip((hours[1], hours[2], hours[0]), (0.25, 0.5, 0.75), strict=True):
+        bench.score(("a", f"v{valence}"), valence=valence, scored_at=NOW + hour)
+    plan = bench.plan(bench.catalog({"a": "anything"}), detect=False)
+    outcome = look_up_outcome(plan, bench.ledger, TODAY)
+    assert outcome.columns["valence"].to_pylist() == [0.5]
+
+
+def test_a_night_that_is_not_complete_is_refused_with_its_tracks(bench: Bench) -> None:
+    bench.score(("a", "1"))
+    for detect in (True, False):
+        plan = bench.plan(bench.catalog({"a": "1", "b": "1", "c": "1"}), detect=detect)
+        with pytest.raises(MerBatchError, match=r"2 tracks have neither .*first: \['b', 'c'\]"):
+            look_up_outcome(plan, bench.ledger, TODAY)
+
+
+# ------------------------------------------------------------------ budget
+
+
+@pytest.mark.parametrize(
+    ("rate", "n_tried", "n_allowed"),
+    [
+        (0, 10, 0),
+        (1, 10, 10),
+        (0.1, 1, 1),
+        (0.1, 10, 1),
+        (0.1, 11, 2),
+        (0.1, 70, 7),
+        (0.07, 100, 7),
+    ],
+)
+def test_the_allowance_is_rounded_up_to_a_whole_track(
+    rate: float, n_tried: int, n_allowed: int
+) -> None:
+    budget = Budget(0, 0, rate)
+    assert budget.allows(n_allowed, n_tried)
+    assert not budget.allows(n_allowed + 1, n_tried)
+
+
+@given(st.integers(0, 10**8), st.integers(0, 10**6), st.decimals(0, 1, places=4))
+def test_the_allowance_is_that_of_decimal_arithmetic(
+    n_tried: int, n_before: int, rate: Decimal
+) -> None:
+    allowed = math.ceil((n_tried + n_before) * rate)
+    budget = Budget(n_before, 0, float(rate))
+    assert budget.allows(allowed, n_tried)
+    assert not budget.allows(allowed + 1, n_tried)
+
+
+def test_rejects_of_earlier_runs_count_too() -> None:
+    budget = Budget(n_tried=90, n_rejected=9, max_reject_rate=0.1)
+    assert budget.allows(1, 10)
+    assert not budget.allows(2, 10)
+
+
+def test_what_was_tried_since_the_last_night_is_counted(bench: Bench) -> None:
+    later = NOW + datetime.timedelta(hours=2)
+    bench.score(("old", "1"), ("not in the catalog", "1"))
+    bench.score(("new", "1"), ("newer", "1"), scored_at=later)
+    bench.score(("other version", "0"), scored_at=later)
+    bench.score(("other model", "1"), scored_at=later, identity=Identity("f", "other", "e"))
+    bench.reject(("old reject", "1", "silent"))
+    bench.reject(("new reject", "1", "silent"), ("passing", "1", "storage_error"), last_seen=later)
+    ids = ["old", "new", "newer", "other version", "other model"]
+    catalog = bench.catalog(dict.fromkeys([*ids, "old reject", "new reject", "passing"], "1"))
+
+    def counted(since: datetime.datetime | None) -> tuple[int, int]:
+        budget = open_budget(
+            bench.plan(catalog),
+            bench.ledger,
+            TODAY,
+            last_published=since.isoformat() if since else None,
+            max_reject_rate=0.5,
+        )
+        return budget.n_tried, budget.n_rejected
+
+    assert counted(None) == (5, 2)
+    assert counted(NOW) == (3, 1)
+    assert counted(NOW + datetime.timedelta(hours=1)) == (3, 1)
+    assert counted(later) == (0, 0)
+
+
+# ------------------------------------------------------------------ publish
+
+
+def outcome_of(n: int) -> Outcome:
+    columns = {field.name: pa.nulls(n, field.type) for field in schema.ENRICHED_FIELDS}
+    columns["valence"] = pa.array([i / n for i in range(n)], pa.float32())
+    columns["tag_status"] = pa.array(["scored"] * n)
+    return Outcome(pa.table(columns, schema=pa.schema(schema.ENRICHED_FIELDS)), n, {})
+
+
+def catalog_of(table: pa.Table, path: Path, **options: Any) -> Catalog:
+    pq.write_table(table, path, **options)
+    config = CatalogConfig(uri=str(path))
+    return read_catalog(config, Storage(StorageConfig()), taken_names=[])
+
+
+def put(
+    place: Place, catalog: Catalog, n: int, *, run_id: str = "r1", prefix: str = ""
+) -> Location:
+    storage, output = place
+    night = output.child("enriched", "run_date=2026-11-22")
+    publish(
+        storage, night, catalog, outcome_of(n),
+        prefix=prefix, run_id=run_id, marker={**MARK, "run_id": run_id},
+    )  # fmt: skip
+    return night
+
+
+def names_below(place: Place) -> list[str]:
+    storage, output = place
+    start = len(output.path) + 1
+    return sorted(found.path[start:] for found, _, _ in storage.list_files(output))
+
+
+def read_night(place: Place, night: Location) -> pa.Table:
+    storage, _ = place
+    marker = json.loads(storage.read(night.child(MARKER)))
+    paths = [night.child(part["name"]).fs_path for part in marker["parts"]]
+    filesystem = storage.filesystem(night)
+    return pa.concat_tables([pq.read_table(path, filesystem=filesystem) for path in paths])
+
+
+def test_columns_types_order_and_metadata_are_the_catalogs(place: Place, tmp_path: Path) -> None:
+    wide = tracks(3, **COLUMNS).replace_schema_metadata({"owner": "labels", "pandas": "{}"})
+    comment = wide.schema.field("int16").with_metadata({"comment": "kept"})
+    wide = wide.cast(wide.schema.set(wide.schema.get_field_index("int16"), comment))
+    catalog = catalog_of(wide, tmp_path / "c.parquet")
+    table = read_night(place, put(place, catalog, 3, prefix="mer_"))
+    n_own = len(wide.schema)
+    added = [field.with_name(f"mer_{field.name}") for field in schema.ENRICHED_FIELDS]
+    own = pa.schema(list(table.schema)[:n_own], metadata=table.schema.metadata)
+    assert_same_columns(own, wide.schema)
+    assert list(table.schema)[n_own:] == added
+    assert str(table.select(wide.schema.names).to_pylist()) == str(wide.to_pylist())
+    assert table["mer_valence"].to_pylist() == outcome_of(3).columns["valence"].to_pylist()
+
+
+def test_rows_keep_the_catalogs_order_over_many_batches(place: Place, tmp_path: Path) -> None:
+    n = 70_000
+    table = tracks(n, number=pa.array(range(n)))
+    catalog = catalog_of(table, tmp_path / "c.parquet", row_group_size=9_999)
+    night = put(place, catalog, n)
+    read = read_night(place, night)
+    assert read["number"].to_pylist() == list(range(n))
+    assert read["valence"].equals(outcome_of(n).columns["valence"])
+    marker = json.loads(place[0].read(night.child(MARKER)))
+    assert marker["n_rows"] == sum(part["n_rows"] for part in marker["parts"]) == n
+    assert marker["content_id"] == "c"
+
+
+def test_a_night_is_replaced_as_a_whole(place: Place, tmp_path: Path) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    put(place, catalog, 3, run_id="r1")
+    place[0].write(place[1].child("enriched", "run_date=2026-11-22", "stray.parquet"), b"old")
+    put(place, catalog, 3, run_id="r2")
+    assert names_below(place) == [
+        "enriched/run_date=2026-11-22/_SUCCESS",
+        "enriched/run_date=2026-11-22/part-00000-r2.parquet",
+    ]
+    found = last_published(*place)
+    assert found is not None
+    assert found["run_id"] == "r2"
+
+
+def test_on_a_store_the_marker_goes_first(s3: Any, tmp_path: Path) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+
+    class BreaksOff(Storage):
+        n_deleted = 0
+
+        def delete(self, location: Location) -> None:
+            if self.n_deleted:
+                raise StorageError("the store has gone")
+            self.n_deleted += 1
+            super().delete(location)
+
+    config = StorageConfig(endpoint_url=s3.endpoint)
+    output = parse_uri(f"s3://{s3.bucket}/out")
+    put((Storage(config), output), catalog, 3)
+    with pytest.raises(StorageError, match="gone"):
+        put((BreaksOff(config), output), catalog, 3)
+    assert names_below((Storage(config), output)) == [
+        "enriched/run_date=2026-11-22/part-00000-r1.parquet"
+    ]
+
+
+def test_other_nights_are_left_alone(place: Place, tmp_path: Path) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    other = place[1].child("enriched", "run_date=2026-11-21", MARKER)
+    place[0].write(other, b"{}")
+    put(place, catalog, 3)
+    assert place[0].read(other) == b"{}"
+
+
+def test_nights_are_one_data_set_to_readers_of_parquet(place: Place, tmp_path: Path) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    put(place, catalog, 3)
+    folder = place[1].child("enriched")
+    data = pads.dataset(
+        folder.fs_path,
+        filesystem=place[0].filesystem(folder),
+        partitioning="hive",
+        format="parquet",
+    )
+    assert set(data.to_table()["run_date"].to_pylist()) == {"2026-11-22"}
+
+
+@pytest.mark.parametrize("n_now", [2, 4])
+def test_a_catalog_that_changed_leaves_no_marker(place: Place, tmp_path: Path, n_now: int) -> None:
+    path = tmp_path / "c.parquet"
+    catalog = catalog_of(tracks(3), path)
+    pq.write_table(tracks(n_now), path)
+    with pytest.raises(MerBatchError, match="changed"):
+        put(place, catalog, 3)
+    assert not [name for name in names_below(place) if name.endswith(MARKER)]
+    sweep_unfinished(*place, "r1")
+    assert names_below(place) == []
+
+
+def test_a_failed_night_leaves_the_one_before_on_a_local_disk(tmp_path: Path) -> None:
+    place = Storage(StorageConfig()), parse_uri(str(tmp_path / "out"))
+    path = tmp_path / "c.parquet"
+    catalog = catalog_of(tracks(3), path)
+    put(place, catalog, 3, run_id="r1")
+    before = names_below(place)
+    path.unlink()
+    with pytest.raises(CatalogError):
+        put(place, catalog, 3, run_id="r2")
+    sweep_unfinished(*place, "r2")
+    assert names_below(place) == before
+
+
+def test_a_store_that_refuses_is_told_in_words(s3: Any, tmp_path: Path) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    nowhere = Storage(StorageConfig(endpoint_url=s3.endpoint)), parse_uri("s3://no-such-bucket/out")
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        put(nowhere, catalog, 3)
+    (tmp_path / "out").write_text("a file is in the way")
+    blocked = Storage(StorageConfig()), parse_uri(str(tmp_path / "out"))
+    with pytest.raises(StorageError, match="cannot publish"):
+        put(blocked, catalog, 3)
+
+
+# ------------------------------------------------------------------ after a crash
+
+
+def test_before_the_first_night_nothing_is_published(place: Place) -> None:
+    assert last_published(*place) is None
+    sweep_unfinished(*place, "r1")
+
+
+def test_the_latest_night_is_the_one_published_last(place: Place) -> None:
+    storage, output = place
+    for date, at in (("2026-11-20", "T1"), ("2026-11-21", "T3"), ("2026-11-22", "T2")):
+        marker = output.child("enriched", f"run_date={date}", MARKER)
+        content = {"run_date": date, "published_at": f"2026-12-01{at}", "content_id": "c"}
+        storage.write(marker, json.dumps(content).encode())
+    found = last_published(*place)
+    assert found is not None
+    assert found["run_date"] == "2026-11-21"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"null"])
+def test_a_marker_of_another_writer_is_no_night(place: Place, content: bytes) -> None:
+    place[0].write(place[1].child("enriched", "run_date=2026-11-22", MARKER), content)
+    assert last_published(*place) is None
+
+
+def test_leftovers_are_swept_and_whole_nights_stay(place: Place) -> None:
+    storage, output = place
+    whole = [f"enriched/run_date=2026-11-21/{name}" for name in (MARKER, "part-0-r0.parquet")]
+    half = (
+        ["enriched/run_date=2026-11-22/part-0-r1.parquet"]
+        if output.is_s3
+        else ["enriched/_unfinished-r1/run_date=2026-11-22/part-0-r1.parquet"]
+    )
+    foreign = ["enriched/readme.txt", "enriched/run_date=2026-11-22.csv"]
+    for name in [*whole, *half, *foreign]:
+        storage.write(output.child(name), b"")
+    sweep_unfinished(storage, output, "r1")
+    assert names_below(place) == sorted([*foreign, *whole])
+
+
+@pytest.mark.parametrize("is_new_in_place", [True, False])
+def test_a_night_that_a_crash_left_moved_is_put_back(tmp_path: Path, is_new_in_place: bool) -> None:
+    place = Storage(StorageConfig()), parse_uri(str(tmp_path / "out"))
+    enriched = tmp_path / "out" / "enriched"
+    for folder, text in (("_replaced-r2", "old"), ("_unfinished-r2", "new")):
+        night = enriched / folder / "run_date=2026-11-22"
+        night.mkdir(parents=True)
+        (night / MARKER).write_text(text)
+    if is_new_in_place:
+        (enriched / "_unfinished-r2" / "run_date=2026-11-22").rename(
+            enriched / "run_date=2026-11-22"
+        )
+    sweep_unfinished(*place, "r2")
+    assert names_below(place) == [f"enriched/run_date=2026-11-22/{MARKER}"]
+    expected = "new" if is_new_in_place else "old"
+    assert (enriched / "run_date=2026-11-22" / MARKER).read_text() == expected

@@ -1,0 +1,227 @@
+"""One writer per output, with real processes that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+
+from mer_batch.errors import LeaseError, StorageError
+from mer_batch.lease import Lease
+from mer_batch.storage import Location, Storage
+
+Place = tuple[Storage, Location]
+
+_HOLDER = """
+import sys, time
+from mer_batch.config import StorageConfig
+from mer_batch.lease import Lease
+from mer_batch.storage import Storage, parse_uri
+endpoint = sys.argv[2] or None
+Lease(Storage(StorageConfig(endpoint_url=endpoint)), parse_uri(sys.argv[1]), "other", seconds=600)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def lease_file(place: Place) -> Location:
+    return place[1].child("runs", "_lease.json")
+
+
+def take(place: Place, run_id: str = "ours", *, seconds: float = 60) -> Lease:
+    return Lease(place[0], lease_file(place), run_id, seconds=seconds)
+
+
+def content(place: Place) -> dict[str, Any]:
+    return dict(json.loads(place[0].read(lease_file(place))))
+
+
+def plant(place: Place, **changes: object) -> None:
+    """Write the lease file as some holder has left it."""
+    holder = {
+        "run_id": "planted",
+        "generation": 7,
+        "host": "elsewhere",
+        "machine": "another machine",
+        "pid": 2**31 - 1,
+        "process_started": 0.0,
+        "expires_at": time.time() + 600,
+        "released": False,
+        **changes,
+    }
+    place[0].write(lease_file(place), json.dumps(holder).encode())
+
+
+@pytest.fixture
+def other_holder(place: Place, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that holds the lease."""
+    endpoint = request.getfixturevalue("s3").endpoint if place[1].is_s3 else ""
+    command = [sys.executable, "-c", _HOLDER, lease_file(place).uri, endpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_holder_is_refused_and_told_who_holds_it(place: Place) -> None:
+    lease = take(place, "first")
+    with pytest.raises(LeaseError) as caught:
+        take(place, "second")
+    message = str(caught.value)
+    for word in ("first", socket.gethostname(), str(os.getpid()), lease_file(place).uri):
+        assert word in message
+    lease.check()
+    lease.release()
+
+
+def test_a_released_lease_is_taken_by_the_next_generation(place: Place) -> None:
+    generations = []
+    for number in range(3):
+        lease = take(place, f"run {number}")
+        lease.check()
+        generations.append(lease.generation)
+        lease.release()
+    assert generations == [1, 2, 3]
+
+
+def test_release_can_be_called_twice(place: Place) -> None:
+    lease = take(place)
+    lease.release()
+    lease.release()
+    take(place).release()
+
+
+def test_of_many_takers_at_once_one_wins(place: Place) -> None:
+    barrier = threading.Barrier(6)
+
+    def attempt(number: int) -> Lease | None:
+        barrier.wait()
+        try:
+            return take(place, f"run {number}")
+        except LeaseError:
+            return None
+
+    with ThreadPoolExecutor(6) as takers:
+        taken = [lease for lease in takers.map(attempt, range(6)) if lease]
+    assert len(taken) == 1
+    taken[0].release()
+
+
+def test_a_living_process_on_this_machine_is_not_robbed(
+    place: Place, other_holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(LeaseError, match=f"process {other_holder.pid}"):
+        take(place)
+
+
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_the_lease_of_a_killed_process_is_taken_at_once(
+    place: Place, other_holder: subprocess.Popen[str], is_reaped: bool
+) -> None:
+    other_holder.send_signal(signal.SIGKILL)
+    if is_reaped:
+        other_holder.wait()
+    else:
+        # Dead, but its parent has not asked: still in the table of processes.
+        os.waitid(os.P_PID, other_holder.pid, os.WEXITED | os.WNOWAIT)
+        assert psutil.Process(other_holder.pid).status() == psutil.STATUS_ZOMBIE
+    lease = take(place)
+    assert lease.generation == 2
+    lease.release()
+
+
+def test_another_process_with_the_same_number_is_not_the_holder(place: Place) -> None:
+    lease = take(place)
+    held = content(place)
+    lease.release()
+    plant(place, **{**held, "process_started": held["process_started"] - 100, "released": False})
+    take(place).release()
+
+
+def test_the_lease_of_another_machine_is_waited_for(place: Place) -> None:
+    plant(place)
+    with pytest.raises(LeaseError, match="run planted on elsewhere"):
+        take(place)
+    plant(place, expires_at=time.time() - 1)
+    lease = take(place)
+    assert lease.generation == 8
+    lease.release()
+
+
+def test_a_released_lease_of_another_machine_is_free(place: Place) -> None:
+    plant(place, released=True)
+    take(place).release()
+
+
+def test_the_lease_is_renewed(place: Place) -> None:
+    lease = take(place, seconds=2)
+    before = content(place)["expires_at"]
+    wait_until(lambda: content(place)["expires_at"] > before)
+    lease.check()
+    lease.release()
+    assert content(place)["released"]
+
+
+def test_a_holder_that_was_taken_over_learns_of_it(place: Place) -> None:
+    lease = take(place, seconds=2)
+    plant(place)
+    wait_until(lambda: is_lost(lease))
+    with pytest.raises(LeaseError, match="another run took it over; nothing more is committed"):
+        lease.check()
+    lease.release()
+    # What is no longer ours is not given back.
+    assert content(place)["run_id"] == "planted"
+    assert not content(place)["released"]
+
+
+def test_a_holder_that_cannot_renew_stops_in_time(place: Place, monkeypatch: Any) -> None:
+    storage, _ = place
+    lease = take(place, seconds=2)
+
+    class Unreachable(Storage):
+        def write_if(self, *_: object, **__: object) -> str | None:
+            raise StorageError("the store cannot be reached")
+
+    lease._storage = Unreachable(storage._config)
+    wait_until(lambda: is_lost(lease))
+    with pytest.raises(LeaseError, match="not renewed for"):
+        lease.check()
+    lease.release()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"run_id": 1}', b"\xff"])
+def test_a_damaged_lease_is_refused_with_a_remedy(place: Place, text: bytes) -> None:
+    place[0].write(lease_file(place), text)
+    with pytest.raises(LeaseError, match="make sure that no run is at work"):
+        take(place)
+
+
+def wait_until(condition: Any) -> None:
+    """Wait for what a thread does in the background; a minute is for ever."""
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def is_lost(lease: Lease) -> bool:
+    try:
+        lease.check()
+    except LeaseError:
+        return True
+    return False

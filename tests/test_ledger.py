@@ -1,0 +1,304 @@
+"""The ledger's commits: whole, once, and only by the latest holder of the lease."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from mer_batch import schema
+from mer_batch.config import StorageConfig
+from mer_batch.errors import CatalogError, LeaseError, StorageError
+from mer_batch.ledger import Ledger, Part, reject_rows, track_keys
+from mer_batch.storage import Location, Storage, parse_uri
+
+Place = tuple[Storage, Location]
+
+NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
+
+
+def open_ledger(place: Place, *, generation: int = 1, id_type: pa.DataType | None = None) -> Ledger:
+    ledger = Ledger(*place, id_type or pa.string())
+    ledger.fence(generation)
+    return ledger
+
+
+def write_part(place: Place, run_id: str, name: str, ids: list[Any], **columns: Any) -> Part:
+    """A part of scores as a worker writes it."""
+    storage, output = place
+    row = {
+        "audio_uri": "/a", "audio_version": "v1", "valence": 0.5, "arousal": -0.5,
+        "n_segments": 3, "duration_seconds": 2.0, "features_id": "f", "model_id": "m",
+        "run_id": run_id, "scored_at": NOW, **columns,
+    }  # fmt: skip
+    id_type = pa.string() if isinstance(ids[0], str) else pa.int64()
+    table = pa.Table.from_pylist(
+        [{"track_id": i, **row} for i in ids], schema=schema.scores_schema(id_type)
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    path = f"{run_id}/{name}.parquet"
+    storage.write(output.child("scores", path), buffer.getvalue())
+    return Part(path, buffer.tell(), len(ids))
+
+
+def reject(track_id: object, reason: str | None = "silent", **columns: Any) -> dict[str, Any]:
+    return {
+        "track_id": track_id, "audio_uri": "/a", "audio_version": "v1", "reason": reason,
+        "message": "nothing to hear", "attempts": 1, "first_run_id": "r1", "last_run_id": "r1",
+        "first_seen": NOW, "last_seen": NOW, "extraction_id": "e", **columns,
+    }  # fmt: skip
+
+
+def merge(ledger: Ledger, *rows: dict[str, Any], id_type: pa.DataType | None = None) -> None:
+    ledger.merge_rejects(reject_rows(list(rows), id_type or pa.string()))
+
+
+def scored_ids(ledger: Ledger, features_id: str = "f", model_id: str = "m") -> list[Any]:
+    table = ledger.scores(features_id=features_id, model_id=model_id, columns=["track_id"])
+    return sorted(table["track_id"].to_pylist())
+
+
+def rejected(ledger: Ledger) -> dict[Any, str]:
+    table = ledger.rejects()
+    return dict(zip(table["track_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+
+def test_a_new_ledger_is_empty(place: Place) -> None:
+    ledger = open_ledger(place)
+    assert scored_ids(ledger) == []
+    assert ledger.rejects().num_rows == 0
+    assert ledger.rejects().schema == schema.rejects_schema(pa.string())
+
+
+def test_committed_parts_are_rows_of_the_table_and_others_are_not(place: Place) -> None:
+    ledger = open_ledger(place)
+    parts = [write_part(place, "r1", "p1", ["a", "b"]), write_part(place, "r1", "p2", ["c"])]
+    write_part(place, "r1", "p3", ["never committed"])
+    assert scored_ids(ledger) == []
+    ledger.commit_parts(parts, run_id="r1", sequence=1)
+    assert scored_ids(ledger) == ["a", "b", "c"]
+    assert scored_ids(Ledger(*place, pa.string())) == ["a", "b", "c"]
+
+
+def test_any_reader_of_delta_tables_finds_the_same_rows(place: Place) -> None:
+    storage, output = place
+    ledger = open_ledger(place)
+    ledger.commit_parts([write_part(place, "r1", "p1", ["a", "b"])], run_id="r1", sequence=1)
+    merge(ledger, reject("c"))
+    for name, ids in (("scores", ["a", "b"]), ("rejects", ["c"])):
+        folder = output.child(name)
+        table = DeltaTable(folder.uri, storage_options=storage.delta_options(folder))
+        assert pa.table(table.scan(columns=["track_id"]).read_all())["track_id"].to_pylist() == ids
+
+
+def test_scores_are_those_of_one_model_on_one_feature_set(place: Place) -> None:
+    ledger = open_ledger(place)
+    parts = [
+        write_part(place, "r1", "p1", ["a"]),
+        write_part(place, "r1", "p2", ["b"], model_id="other"),
+        write_part(place, "r1", "p3", ["c"], features_id="other"),
+    ]
+    ledger.commit_parts(parts, run_id="r1", sequence=1)
+    assert scored_ids(ledger) == ["a"]
+    assert scored_ids(ledger, model_id="other") == ["b"]
+    assert scored_ids(ledger, features_id="other") == ["c"]
+
+
+def test_whole_ids_stay_whole(place: Place) -> None:
+    ledger = open_ledger(place, id_type=pa.int64())
+    ledger.commit_parts([write_part(place, "r1", "p1", [2**53 + 1, -1])], run_id="r1", sequence=1)
+    merge(ledger, reject(2**63 - 1), id_type=pa.int64())
+    assert scored_ids(ledger) == [-1, 2**53 + 1]
+    assert rejected(ledger) == {2**63 - 1: "silent"}
+
+
+def test_a_commit_that_is_repeated_adds_nothing(place: Place) -> None:
+    ledger = open_ledger(place)
+    part = write_part(place, "r1", "p1", ["a", "b"])
+    for _ in range(2):
+        ledger.commit_parts([part], run_id="r1", sequence=1)
+    assert scored_ids(ledger) == ["a", "b"]
+
+
+def test_ids_of_another_type_are_refused(place: Place) -> None:
+    open_ledger(place)
+    with pytest.raises(
+        CatalogError, match=r"ids of type string, this catalog's are int64"
+    ) as caught:
+        Ledger(*place, pa.int64())
+    assert "use another output.uri" in str(caught.value)
+
+
+def test_a_table_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scores").write_text("a file where the table should be")
+    with pytest.raises(StorageError, match="cannot open the table"):
+        Ledger(Storage(StorageConfig()), parse_uri(str(tmp_path)), pa.string())
+
+
+# ------------------------------------------------------------------ rejects
+
+
+def test_rejects_are_inserted_updated_and_deleted(place: Place) -> None:
+    ledger = open_ledger(place)
+    merge(ledger, reject("a"), reject("b"), reject("c"))
+    merge(
+        ledger,
+        reject("b", "timeout", attempts=2, message=None),
+        reject("c", None, audio_version="", extraction_id=""),
+        reject("d", "not_found"),
+        reject("never rejected", None, audio_version="", extraction_id=""),
+    )
+    assert rejected(ledger) == {"a": "silent", "b": "timeout", "d": "not_found"}
+    (b,) = ledger.rejects().filter(pa.compute.field("track_id") == "b").to_pylist()
+    assert b == {**reject("b", "timeout", attempts=2, message=None)}
+
+
+def test_no_rows_are_no_commit(place: Place) -> None:
+    ledger = open_ledger(place)
+    before = ledger.content_id()
+    merge(ledger)
+    assert ledger.content_id() == before
+
+
+# ------------------------------------------------------------------ fence
+
+
+def test_an_earlier_holder_cannot_commit(place: Place) -> None:
+    paused = open_ledger(place, generation=1)
+    part = write_part(place, "r1", "p1", ["a"])
+    merge(paused, reject("z"))
+    later = open_ledger(place, generation=2)
+    commits: list[Callable[[], None]] = [
+        lambda: paused.commit_parts([part], run_id="r1", sequence=1),
+        lambda: merge(paused, reject("a")),
+        lambda: merge(paused, reject("z", None)),
+        lambda: paused.fence(1),
+    ]
+    for commit in commits:
+        with pytest.raises(LeaseError, match=r"generation 2, ours 1.* has taken over"):
+            commit()
+    assert scored_ids(later) == []
+    assert rejected(later) == {"z": "silent"}
+    later.commit_parts([part], run_id="r1", sequence=1)
+    assert scored_ids(later) == ["a"]
+
+
+def test_who_never_took_the_fence_cannot_commit(place: Place) -> None:
+    open_ledger(place, generation=1)
+    unfenced = Ledger(*place, pa.string())
+    with pytest.raises(LeaseError):
+        merge(unfenced, reject("a"))
+
+
+def test_no_commit_of_an_earlier_holder_comes_after_the_fence(tmp_path: Path) -> None:
+    """The holder is in the midst of committing when it is taken over."""
+    place = Storage(StorageConfig()), parse_uri(str(tmp_path / "out"))
+    paused = open_ledger(place, generation=1)
+    parts = [write_part(place, "r1", f"p{n}", [f"t{n}"]) for n in range(200)]
+    n_committed = 0
+    ended_by: list[Exception] = []
+    began = threading.Event()
+
+    def commit_on() -> None:
+        nonlocal n_committed
+        try:
+            for number, part in enumerate(parts):
+                paused.commit_parts([part], run_id="r1", sequence=number + 1)
+                n_committed += 1
+                began.set()
+        except LeaseError as error:
+            ended_by.append(error)
+
+    holder = threading.Thread(target=commit_on)
+    holder.start()
+    assert began.wait(60)
+    later = open_ledger(place, generation=2)
+    at_fence = scored_ids(later)
+    holder.join()
+    assert len(ended_by) == 1
+    assert scored_ids(later) == at_fence
+    # What the holder believes is what is there.
+    assert len(at_fence) == n_committed < len(parts)
+
+
+# ------------------------------------------------------------------ sweeping
+
+# Folders whose names delta-rs writes otherwise than the file system does.
+OUTPUTS = ["plain", "two words", "100%", "Björk", "a#b?c", "a+b=c"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_sweep_removes_only_what_no_commit_names(place: Place, name: str) -> None:
+    place = place[0], place[1].child(name)
+    ledger = open_ledger(place)
+    kept = [write_part(place, "r1", "kept", ["a"]), write_part(place, "r2", "kept", ["b"])]
+    ledger.commit_parts(kept, run_id="r1", sequence=1)
+    write_part(place, "r1", "orphan", ["x"])
+    write_part(place, "r1", "orphan 2", ["x"])
+    other = write_part(place, "r2", "orphan", ["c"])
+    assert ledger.sweep("r1") == 2
+    assert ledger.sweep("r1") == 0
+    assert ledger.sweep("no such run") == 0
+    assert scored_ids(ledger) == ["a", "b"]
+    ledger.commit_parts([other], run_id="r2", sequence=1)
+    assert scored_ids(ledger) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a\\b", "a\nb"])
+def test_a_folder_that_delta_tables_cannot_lie_in_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="cannot open the table"):
+        Ledger(Storage(StorageConfig()), parse_uri(str(tmp_path / name)), pa.string())
+
+
+def test_a_sweep_behind_a_symbolic_link_removes_only_orphans(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    place = Storage(StorageConfig()), parse_uri(str(tmp_path / "link"))
+    ledger = open_ledger(place)
+    ledger.commit_parts([write_part(place, "r1", "kept", ["a"])], run_id="r1", sequence=1)
+    write_part(place, "r1", "orphan", ["x"])
+    assert ledger.sweep("r1") == 1
+    assert scored_ids(ledger) == ["a"]
+
+
+# ------------------------------------------------------------------ content
+
+
+def test_the_content_id_changes_with_every_change_and_only_then(place: Place) -> None:
+    ledger = open_ledger(place)
+    seen = [ledger.content_id()]
+
+    def changed() -> bool:
+        seen.append(ledger.content_id())
+        return seen[-1] != seen[-2]
+
+    ledger.commit_parts([write_part(place, "r1", "p1", ["a"])], run_id="r1", sequence=1)
+    assert changed()
+    merge(ledger, reject("b"))
+    assert changed()
+    merge(ledger, reject("b", "timeout"))
+    assert changed()
+    ledger.fence(2)
+    assert Ledger(*place, pa.string()).content_id() == seen[-1]
+    merge(ledger, reject("b", None))
+    assert changed()
+    # As it was when only `a` was known.
+    assert seen[-1] == seen[1]
+
+
+def test_keys_tell_tracks_and_versions_apart() -> None:
+    ids = pa.chunked_array([["a", "a\x00b", "b"], ["1"]])
+    versions = pa.chunked_array([["1", "1", "a", "a"]])
+    keys = track_keys(ids, versions).to_pylist()
+    assert len(set(keys)) == 4
+    assert track_keys(ids, None).to_pylist() == ids.to_pylist()
+    assert track_keys(pa.chunked_array([[1, 2]]), None).to_pylist() == ["1", "2"]

@@ -1,0 +1,222 @@
+"""What is to be done, with planted catalogs and ledgers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mer_batch import schema
+from mer_batch.catalog import Catalog, read_catalog
+from mer_batch.config import CatalogConfig, StorageConfig
+from mer_batch.ledger import Ledger, Part, reject_rows
+from mer_batch.plan import Identity, Plan, make_plan, permanent
+from mer_batch.storage import Storage, parse_uri
+
+NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
+TODAY = Identity(features_id="f", model_id="m", extraction_id="e")
+
+
+class Bench:
+    """A catalog whose versions are stated, and a ledger to plant rows in."""
+
+    def __init__(self, folder: Path, id_type: pa.DataType | None = None) -> None:
+        self.folder = folder
+        self.storage = Storage(StorageConfig())
+        self.output = parse_uri(str(folder / "out"))
+        self.ledger = Ledger(self.storage, self.output, id_type or pa.string())
+        self.ledger.fence(1)
+        self._n_commits = 0
+
+    def catalog(self, versions: dict[Any, str | None]) -> Catalog:
+        ids = list(versions)
+        table = pa.table(
+            {
+                "track_id": ids,
+                "audio_uri": [f"{i}.mp3" for i in ids],
+                "version": pa.array(versions.values(), pa.string()),
+                "seconds": [float(n) for n in range(len(ids))],
+            }
+        )
+        pq.write_table(table, self.folder / "catalog.parquet")
+        config = CatalogConfig(
+            uri=str(self.folder / "catalog.parquet"),
+            version_column="version",
+            duration_column="seconds",
+        )
+        return read_catalog(config, self.storage, taken_names=[])
+
+    def score(self, *tracks: tuple[Any, str], identity: Identity = TODAY, **columns: Any) -> None:
+        self._n_commits += 1
+        rows = [
+            {
+                "track_id": i, "audio_version": version, "valence": 0.25, "arousal": -0.5,
+                "n_segments": 1, "duration_seconds": 3.0, "features_id": identity.features_id,
+                "model_id": identity.model_id, "run_id": "r", "scored_at": NOW, **columns,
+            }
+            for i, version in tracks
+        ]  # fmt: skip
+        id_type = pa.string() if isinstance(tracks[0][0], str) else pa.int64()
+        table = pa.Table.from_pylist(rows, schema=schema.scores_schema(id_type))
+        path = self.folder / "out" / "scores" / "r" / f"{self._n_commits}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+        part = Part(f"r/{path.name}", path.stat().st_size, len(rows))
+        self.ledger.commit_parts([part], run_id="r", sequence=self._n_commits)
+
+    def reject(
+        self, *tracks: tuple[Any, str, str], identity: Identity = TODAY, **columns: Any
+    ) -> None:
+        rows = [
+            {
+                "track_id": i, "audio_version": version, "reason": reason, "attempts": 2,
+                "first_run_id": "first", "first_seen": NOW, "last_run_id": "r", "last_seen": NOW,
+                "extraction_id": identity.extraction_id, **columns,
+            }
+            for i, version, reason in tracks
+        ]  # fmt: skip
+        id_type = pa.string() if isinstance(tracks[0][0], str) else pa.int64()
+        self.ledger.merge_rejects(reject_rows(rows, id_type))
+
+    def plan(self, catalog: Catalog, identity: Identity = TODAY, *, detect: bool = True) -> Plan:
+        return make_plan(catalog, self.ledger, self.storage, identity, detect_changes=detect)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def pending(plan: Plan) -> list[Any]:
+    return list(plan.pending["track_id"].to_pylist())
+
+
+def test_everything_is_pending_at_first(bench: Bench) -> None:
+    plan = bench.plan(bench.catalog({"b": "1", "a": "1"}))
+    assert (pending(plan), plan.n_scored, plan.n_rejected) == (["b", "a"], 0, 0)
+    assert plan.pending.to_pylist()[1] == {
+        "track_id": "a", "audio_uri": f"{bench.folder}/a.mp3", "audio_version": "1",
+        "expected_seconds": 1.0, "attempts": 0, "first_run_id": None, "first_seen": None,
+    }  # fmt: skip
+
+
+def test_only_the_same_version_of_the_same_model_is_done(bench: Bench) -> None:
+    bench.score(("done", "1"), ("changed", "1"), ("gone from the catalog", "1"))
+    bench.score(("other model", "1"), identity=Identity("f", "other", "e"))
+    bench.score(("other features", "1"), identity=Identity("other", "m", "e"))
+    versions = dict.fromkeys(["new", "done", "other model", "other features"], "1")
+    plan = bench.plan(bench.catalog({**versions, "changed": "2"}))
+    assert pending(plan) == ["new", "other model", "other features", "changed"]
+    assert (plan.n_scored, plan.n_rejected) == (1, 0)
+
+
+def test_a_permanent_reject_holds_for_its_version_and_limits(bench: Bench) -> None:
+    bench.reject(("silent", "1", "silent"), ("mended", "1", "truncated"))
+    bench.reject(("other limits", "1", "too_long"), identity=Identity("f", "m", "other"))
+    bench.reject(*((reason, "1", reason) for reason in sorted(schema.TRANSIENT_REASONS)))
+    versions: dict[Any, str | None] = {"silent": "1", "mended": "2", "other limits": "1"}
+    plan = bench.plan(bench.catalog({**versions, "access_denied": "1", "storage_error": "1"}))
+    assert pending(plan) == ["mended", "other limits", "access_denied", "storage_error"]
+    assert (plan.n_scored, plan.n_rejected) == (0, 1)
+    assert plan.pending["attempts"].to_pylist() == [2] * 4
+    assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4
+    assert plan.pending["first_seen"].to_pylist() == [NOW] * 4
+
+
+def test_a_reject_holds_under_another_model(bench: Bench) -> None:
+    bench.reject(("silent", "1", "silent"))
+    assert pending(bench.plan(bench.catalog({"silent": "1"}), Identity("f", "other", "e"))) == []
+
+
+def test_a_score_counts_more_than_an_old_reject(bench: Bench) -> None:
+    bench.reject(("a", "1", "silent"))
+    bench.score(("a", "1"))
+    plan = bench.plan(bench.catalog({"a": "1"}))
+    assert (pending(plan), plan.n_scored, plan.n_rejected) == ([], 1, 0)
+
+
+def test_changes_can_be_ignored(bench: Bench) -> None:
+    bench.score(("a", "1"))
+    bench.reject(("b", "1", "silent"))
+    plan = bench.plan(bench.catalog({"a": "2", "b": "2", "c": "2"}), detect=False)
+    assert (pending(plan), plan.n_scored, plan.n_rejected) == (["c"], 1, 1)
+    assert plan.pending["audio_version"].to_pylist() == [None]
+    assert plan.keys.to_pylist() == ["a", "b", "c"]
+
+
+def test_versions_that_the_catalog_does_not_state_are_the_stores(bench: Bench) -> None:
+    (bench.folder / "b.mp3").write_bytes(b"123")
+    plan = bench.plan(bench.catalog({"a": "stated", "b": None, "c": "", "d": "7"}))
+    stated, b, missing, d = plan.pending["audio_version"].to_pylist()
+    assert (stated, missing, d) == ("stated", "", "7")
+    assert b.startswith("3-")
+
+
+def test_a_file_that_changes_is_pending_again(bench: Bench) -> None:
+    path = bench.folder / "a.mp3"
+    path.write_bytes(b"123")
+    catalog = bench.catalog({"a": None})
+    (version,) = bench.plan(catalog).pending["audio_version"].to_pylist()
+    bench.score(("a", version))
+    assert pending(bench.plan(catalog)) == []
+    os.utime(path, (1, 1))
+    assert pending(bench.plan(catalog)) == ["a"]
+
+
+def test_a_file_that_was_missing_is_pending_once_it_is_there(bench: Bench) -> None:
+    catalog = bench.catalog({"a": None})
+    bench.reject(("a", "", "not_found"))
+    assert pending(bench.plan(catalog)) == []
+    (bench.folder / "a.mp3").write_bytes(b"here")
+    assert pending(bench.plan(catalog)) == ["a"]
+
+
+def test_whole_ids_are_planned_the_same_way(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, pa.int64())
+    bench.score((2**53, "1"))
+    bench.reject((-5, "1", "silent"))
+    plan = bench.plan(bench.catalog({2**53: "1", 2**53 + 1: "1", -5: "1"}))
+    assert pending(plan) == [2**53 + 1]
+
+
+def test_permanent_rejects_are_those_of_this_extraction(bench: Bench) -> None:
+    bench.reject(("a", "1", "silent"), ("b", "1", "storage_error"))
+    bench.reject(("c", "1", "silent"), identity=Identity("f", "m", "other"))
+    assert permanent(bench.ledger.rejects(), TODAY)["track_id"].to_pylist() == ["a"]
+
+
+STATES = ("new", "scored", "changed", "rejected", "passing", "other limits", "other model")
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8
+)
+@given(states=st.lists(st.sampled_from(STATES), min_size=1, max_size=12))
+def test_every_track_is_pending_scored_or_rejected(
+    tmp_path_factory: pytest.TempPathFactory, states: list[str]
+) -> None:
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    by_state = {s: [f"t{n}" for n, state in enumerate(states) if state == s] for s in STATES}
+
+    def plant(how: Any, state: str, *rest: str, **columns: Any) -> None:
+        if by_state[state]:
+            how(*((i, *rest) for i in by_state[state]), **columns)
+
+    plant(bench.score, "scored", "1")
+    plant(bench.score, "changed", "0")
+    plant(bench.score, "other model", "1", identity=Identity("f", "other", "e"))
+    plant(bench.reject, "rejected", "1", "silent")
+    plant(bench.reject, "passing", "1", "storage_error")
+    plant(bench.reject, "other limits", "1", "too_long", identity=Identity("f", "m", "other"))
+    plan = bench.plan(bench.catalog({f"t{n}": "1" for n in range(len(states))}))
+    assert plan.n_scored == len(by_state["scored"])
+    assert plan.n_rejected == len(by_state["rejected"])
+    done = {"scored", "rejected"}
+    assert pending(plan) == [f"t{n}" for n, state in enumerate(states) if state not in done]

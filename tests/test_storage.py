@@ -1,0 +1,523 @@
+"""Storage on a local disk and on a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mer_batch.config import StorageConfig
+from mer_batch.errors import AudioError, StorageError
+from mer_batch.storage import Location, Storage, parse_uri
+
+Place = tuple[Storage, Location]
+
+# Names that have been somebody's bug before.
+ODD_NAMES = [
+    "two words",
+    "100%",
+    "a%20b",
+    "Björk",
+    "日本語",
+    "a+b",
+    "a&b=c;d",
+    "q?x#y",
+    "[1]*",
+    "'\"",
+]
+
+
+def reject_reason(storage: Storage, uri: str, *, max_bytes: int = 100) -> str:
+    with pytest.raises(AudioError) as caught:
+        storage.read_audio(uri, max_bytes=max_bytes)
+    return caught.value.reason
+
+
+# ------------------------------------------------------------------ URIs
+
+
+@pytest.mark.parametrize(
+    ("uri", "bucket", "path"),
+    [
+        ("/music/a b%20.mp3", None, "/music/a b%20.mp3"),
+        ("/music/../other/./x", None, "/other/x"),
+        ("file:///music/a%20b.mp3", None, "/music/a b.mp3"),
+        ("FILE:///music/x", None, "/music/x"),
+        ("file://localhost/music/x", None, "/music/x"),
+        ("file:/music/a%20b.mp3", None, "/music/a b.mp3"),
+        ("s3://bucket/a b%20.mp3", "bucket", "a b%20.mp3"),
+        ("s3a://bucket/x", "bucket", "x"),
+        ("S3://bucket/x", "bucket", "x"),
+        ("s3://bucket", "bucket", ""),
+        ("s3://bucket//x/../y", "bucket", "/x/../y"),
+    ],
+)
+def test_a_uri_is_a_place(uri: str, bucket: str | None, path: str) -> None:
+    assert parse_uri(uri) == Location(bucket, path)
+
+
+def test_a_relative_path_is_below_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_uri("a/b").path == str(tmp_path / "a" / "b")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert parse_uri("~/b").path == "/home/somebody/b"
+
+
+@pytest.mark.parametrize(
+    "uri", ["gs://bucket/x", "http://host/x", "s3:///x", "s3://", "file://host/x", "file://x"]
+)
+def test_a_uri_that_is_no_place_is_refused_with_its_value(uri: str) -> None:
+    with pytest.raises(StorageError, match="must") as caught:
+        parse_uri(uri)
+    assert repr(uri) in str(caught.value)
+
+
+def test_a_percent_encoded_name_may_hold_any_bytes() -> None:
+    assert os.fsencode(parse_uri("file:///a%FF%00").path) == b"/a\xff\x00"
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1))
+def test_a_location_reads_back_from_its_uri(name: str) -> None:
+    if name not in (".", ".."):
+        place = Location(None, f"/folder/{name}")
+        assert parse_uri(place.uri) == place
+    key = Location("bucket", f"prefix/{name}")
+    assert parse_uri(key.uri) == key
+
+
+@pytest.mark.parametrize("uri", ["s3://b", "s3://b/", "s3://b/x", "s3://b/x/", "/x", "/"])
+def test_a_child_has_one_slash_before_its_name(uri: str) -> None:
+    child = parse_uri(uri).child("y", "z.txt")
+    assert child.uri.endswith("/y/z.txt")
+    assert "//" not in child.uri.removeprefix("s3://")
+    assert child.fs_path.endswith("/y/z.txt")
+
+
+# ------------------------------------------------------------------ small files
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_what_is_written_is_read_listed_and_deleted(place: Place, name: str) -> None:
+    storage, folder = place
+    file = folder.child(name, f"{name}.bin")
+    assert not storage.exists(file)
+    storage.write(file, b"first")
+    storage.write(file, b"second")
+    assert storage.exists(file)
+    assert storage.read(file) == b"second"
+    assert storage.is_folder(folder)
+    assert not storage.is_folder(file)
+    assert not storage.exists(folder)
+    ((found, n_bytes, version),) = storage.list_files(folder)
+    assert (found, n_bytes) == (file, 6)
+    assert version == storage.version(file) != ""
+    storage.delete(file)
+    storage.delete(file)
+    assert not storage.exists(file)
+    assert list(storage.list_files(folder)) == []
+
+
+def test_a_listing_is_all_that_lies_below_and_nothing_beside(place: Place) -> None:
+    storage, folder = place
+    for name in ("a/1", "a/b/2", "ab/3", "a.txt"):
+        storage.write(folder.child(name), name.encode())
+    found = {
+        entry.path.rpartition("/")[2]: size
+        for entry, size, _ in storage.list_files(folder.child("a"))
+    }
+    assert found == {"1": 3, "2": 5}
+
+
+def test_a_listing_goes_beyond_one_page(s3: Any) -> None:
+    storage, folder = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "many")
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda n: storage.write(folder.child(f"{n:04}"), b""), range(25)))
+    pages = storage._s3.meta.events
+    pages.register("before-parameter-build.s3.ListObjectsV2", _ten_a_page)
+    assert len(list(storage.list_files(folder))) == 25
+
+
+def _ten_a_page(params: dict[str, Any], **_: object) -> None:
+    params["MaxKeys"] = 10
+
+
+def test_reading_what_is_not_there_is_refused_with_its_uri(place: Place) -> None:
+    storage, folder = place
+    storage.write(folder.child("other"), b"")
+    with pytest.raises(StorageError) as caught:
+        storage.read(folder.child("none"))
+    assert folder.child("none").uri in str(caught.value)
+    assert storage.version(folder.child("none")) == ""
+
+
+def test_a_bucket_that_does_not_exist_is_refused(s3: Any) -> None:
+    storage, nowhere = (
+        Storage(StorageConfig(endpoint_url=s3.endpoint)),
+        Location("no-such-bucket", "x"),
+    )
+    for use in (
+        storage.read,
+        lambda at: list(storage.list_files(at)),
+        lambda at: storage.write(at, b""),
+        lambda at: storage.write_if(at, b"", token=None),
+        storage.read_with_token,
+        storage.check_writable,
+    ):
+        with pytest.raises(StorageError, match="NoSuchBucket"):
+            use(nowhere)
+
+
+def test_a_bucket_itself_is_no_file(s3: Any) -> None:
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
+    assert not storage.exists(Location(s3.bucket, ""))
+    assert not storage.is_folder(Location(s3.bucket, ""))
+
+
+def test_what_cannot_be_written_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    storage = Storage(StorageConfig())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="check the path"):
+        storage.write(parse_uri(str(tmp_path / "file" / "below")), b"")
+    with pytest.raises(StorageError, match="check the path"):
+        storage.write(parse_uri(str(tmp_path)), b"a folder is in the way")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    with pytest.raises(StorageError):
+        list(storage.list_files(parse_uri(str(tmp_path / "none"))))
+
+
+def test_a_full_disk_is_refused_with_a_remedy() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with pytest.raises(StorageError, match="free some space"), open("/dev/full", "wb") as full:
+        from mer_batch.storage import _storage_errors
+
+        with _storage_errors("write", Location(None, "/dev/full")):
+            full.write(b"x" * 100_000)
+            full.flush()
+
+
+def test_a_probe_of_writability_leaves_nothing(place: Place) -> None:
+    storage, folder = place
+    storage.check_writable(folder)
+    assert list(storage.list_files(folder)) == []
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(place: Place) -> None:
+    storage, folder = place
+    contents = [bytes([n]) * 50_000 for n in range(16)]
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda content: storage.write(folder.child("x"), content), contents * 4))
+    assert storage.read(folder.child("x")) in contents
+    assert [found.path.rpartition("/")[2] for found, _, _ in storage.list_files(folder)] == ["x"]
+
+
+def test_a_storage_can_be_pickled_after_use(place: Place) -> None:
+    storage, folder = place
+    storage.write(folder.child("x"), b"content")
+    storage.filesystem(folder)
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.read(folder.child("x")) == b"content"
+
+
+def test_pyarrow_and_delta_find_the_same_files(place: Place) -> None:
+    storage, folder = place
+    storage.write(folder.child("x"), b"content")
+    with storage.filesystem(folder).open_input_file(folder.child("x").fs_path) as file:
+        assert file.read() == b"content"
+    assert (storage.delta_options(folder) is None) == (not folder.is_s3)
+
+
+# ------------------------------------------------------------------ conditional writes
+
+
+def test_a_conditional_write_needs_the_present_token(place: Place) -> None:
+    storage, folder = place
+    file = folder.child("lease.json")
+    assert storage.read_with_token(file) is None
+    assert storage.write_if(file, b"too early", token="some token") is None
+    first = storage.write_if(file, b"1", token=None)
+    assert first is not None
+    assert storage.read_with_token(file) == (b"1", first)
+    assert storage.write_if(file, b"x", token=None) is None
+    second = storage.write_if(file, b"2", token=first)
+    assert second is not None
+    assert storage.write_if(file, b"x", token=first) is None
+    assert storage.read_with_token(file) == (b"2", second)
+
+
+def test_a_write_whose_answer_was_lost_counts_as_done(place: Place) -> None:
+    storage, folder = place
+    file = folder.child("lease.json")
+    token = storage.write_if(file, b"mine", token=None)
+    # The client tries again what the store has already done.
+    assert storage.write_if(file, b"mine", token=None) == token
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_of_many_writers_at_once_one_wins(place: Place, is_new: bool) -> None:
+    storage, folder = place
+    file = folder.child("lease.json")
+    token = None if is_new else storage.write_if(file, b"before", token=None)
+    barrier = threading.Barrier(8)
+
+    def write(content: bytes) -> str | None:
+        barrier.wait()
+        return storage.write_if(file, content, token=token)
+
+    contents = [f"writer {n}".encode() for n in range(8)]
+    with ThreadPoolExecutor(8) as writers:
+        tokens = list(writers.map(write, contents))
+    winners = [(c, t) for c, t in zip(contents, tokens, strict=True) if t is not None]
+    assert winners == [storage.read_with_token(file)]
+
+
+def test_counting_with_conditional_writes_loses_nothing(place: Place) -> None:
+    storage, folder = place
+    file = folder.child("counter")
+    storage.write(file, b"0 ")
+
+    def count(_: int) -> None:
+        while True:
+            present = storage.read_with_token(file)
+            assert present is not None
+            # A lease's content is its holder's own too: the same content would be the same state.
+            content = f"{int(present[0].split()[0]) + 1} {uuid.uuid4()}".encode()
+            if storage.write_if(file, content, token=present[1]):
+                return
+
+    with ThreadPoolExecutor(4) as counters:
+        list(counters.map(count, range(12)))
+    assert storage.read(file).startswith(b"12 ")
+
+
+# ------------------------------------------------------------------ audio
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_audio_is_read_with_the_version_that_a_listing_gives(place: Place, name: str) -> None:
+    storage, folder = place
+    file = folder.child(f"{name}.mp3")
+    storage.write(file, b"x" * 100)
+    audio = storage.read_audio(file.uri, max_bytes=100)
+    assert audio.content == b"x" * 100
+    assert [audio.version] == storage.audio_versions([file.uri])
+    assert audio.version != ""
+
+
+def test_a_version_changes_with_the_content(place: Place) -> None:
+    storage, folder = place
+    file = folder.child("a.mp3")
+    storage.write(file, b"before")
+    before = storage.audio_versions([file.uri])
+    storage.write(file, b"after that")
+    assert storage.audio_versions([file.uri]) != before
+
+
+def test_audio_that_is_not_there_or_too_large_is_a_reject(place: Place) -> None:
+    storage, folder = place
+    storage.write(folder.child("a.mp3"), b"x" * 101)
+    assert reject_reason(storage, folder.child("b.mp3").uri) == "not_found"
+    assert reject_reason(storage, folder.child("a.mp3").uri) == "too_large"
+    assert storage.read_audio(folder.child("a.mp3").uri, max_bytes=101).content == b"x" * 101
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://host/a.mp3",
+        "s3:///a.mp3",
+        "s3://Not_A_Bucket!/x",
+        "s3://bucket/",
+        "file://elsewhere/x",
+        "/nul\0byte",
+        "/" + "long" * 100,
+        "/dev/null/below",
+        "",
+    ],
+)
+def test_a_uri_that_leads_nowhere_is_a_permanent_reject(s3: Any, uri: str) -> None:
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
+    assert reject_reason(storage, uri) in ("not_found", "not_audio")
+
+
+def test_what_is_no_regular_file_is_not_audio(tmp_path: Path) -> None:
+    storage = Storage(StorageConfig())
+    os.mkfifo(tmp_path / "pipe.mp3")
+    (tmp_path / "folder.mp3").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        for name in ("pipe.mp3", "folder.mp3", "s"):
+            assert reject_reason(storage, str(tmp_path / name)) == "not_audio"
+    assert reject_reason(storage, "/dev/zero") == "not_audio"
+
+
+def test_a_link_is_followed_and_a_loop_of_links_is_not_found(tmp_path: Path) -> None:
+    storage = Storage(StorageConfig())
+    (tmp_path / "a.mp3").write_bytes(b"x")
+    (tmp_path / "link.mp3").symlink_to(tmp_path / "a.mp3")
+    (tmp_path / "loop.mp3").symlink_to(tmp_path / "loop.mp3")
+    (tmp_path / "dangling.mp3").symlink_to(tmp_path / "none")
+    assert storage.read_audio(str(tmp_path / "link.mp3"), max_bytes=1).content == b"x"
+    assert reject_reason(storage, str(tmp_path / "loop.mp3")) == "not_found"
+    assert reject_reason(storage, str(tmp_path / "dangling.mp3")) == "not_found"
+
+
+def test_a_file_that_may_not_be_read_is_access_denied(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("permissions do not bind root")
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    assert reject_reason(Storage(StorageConfig()), str(path)) == "access_denied"
+
+
+def test_a_store_that_knows_no_such_key_id_denies_access(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _denying_store() as endpoint:
+        storage = Storage(StorageConfig(endpoint_url=endpoint))
+        assert reject_reason(storage, "s3://bucket/a.mp3") == "access_denied"
+        with pytest.raises(StorageError, match="check the credentials") as caught:
+            storage.audio_versions(["s3://bucket/a.mp3"])
+    assert "test-secret-word" not in str(caught.value)
+    assert "test-key-id" not in str(caught.value)
+
+
+def test_a_body_that_breaks_off_is_read_again(s3: Any) -> None:
+    with _Store(_broken_once()) as endpoint:
+        storage = Storage(StorageConfig(endpoint_url=endpoint))
+        audio = storage.read_audio("s3://bucket/a.mp3", max_bytes=100)
+    assert audio.content == b"0123456789"
+
+
+def test_a_store_that_always_fails_is_a_passing_reject(s3: Any) -> None:
+    with _Store(
+        lambda: b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\nETag: "e"\r\n\r\n012'
+    ) as endpoint:
+        storage = Storage(StorageConfig(endpoint_url=endpoint))
+        assert reject_reason(storage, "s3://bucket/a.mp3") == "storage_error"
+
+
+def test_no_credentials_are_told_apart_and_no_secret_is_told(
+    s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
+    with pytest.raises(StorageError, match="no credentials; set AWS_ACCESS_KEY_ID"):
+        storage.read(Location(s3.bucket, "x"))
+
+
+def test_no_error_tells_the_secret(s3: Any) -> None:
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
+    messages = [repr(storage), repr(storage.__dict__)]
+    for use in (storage.read, storage.check_writable, lambda at: list(storage.list_files(at))):
+        with pytest.raises(StorageError) as caught:
+            use(Location("no-such-bucket", "x"))
+        messages.append(str(caught.value))
+    assert not any("test-secret-word" in message for message in messages)
+
+
+def test_an_endpoint_without_its_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL='localhost:9000' must begin with"):
+        Storage(StorageConfig()).read(Location("bucket", "x"))
+
+
+def test_the_endpoint_of_the_environment_is_used(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    storage = Storage(StorageConfig())
+    storage.write(Location(s3.bucket, "x"), b"1")
+    assert storage.read(Location(s3.bucket, "x")) == b"1"
+
+
+def test_versions_of_objects_come_from_one_listing(s3: Any) -> None:
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
+    keys = [f"music/{n % 3}/{n}.mp3" for n in range(30)]
+    for key in keys:
+        storage.write(Location(s3.bucket, key), key.encode())
+    requests: list[str] = []
+    storage._s3.meta.events.register(
+        "before-send.s3", lambda request, **_: requests.append(request.url)
+    )
+    uris = [f"s3://{s3.bucket}/{key}" for key in [*keys, "music/none.mp3"]]
+    versions = storage.audio_versions(uris)
+    assert len(requests) == 1
+    assert len(set(versions[:-1])) == 30
+    assert versions[-1] == ""
+
+
+def test_versions_keep_the_order_of_mixed_uris(s3: Any, tmp_path: Path) -> None:
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
+    (tmp_path / "a.mp3").write_bytes(b"12345")
+    storage.write(Location(s3.bucket, "top.mp3"), b"x")
+    uris = [
+        str(tmp_path / "none.mp3"),
+        f"s3://{s3.bucket}/top.mp3",
+        "s3:///no-bucket",
+        str(tmp_path / "a.mp3"),
+        f"s3a://{s3.bucket}/top.mp3",
+        str(tmp_path / "a.mp3"),
+    ]
+    none, top, malformed, a, top_again, a_again = storage.audio_versions(uris)
+    assert (none, malformed) == ("", "")
+    assert top == top_again == s3.head_object(Bucket=s3.bucket, Key="top.mp3")["ETag"].strip('"')
+    assert a == a_again
+    assert a.startswith("5-")
+    assert storage.audio_versions([]) == []
+
+
+# ------------------------------------------------------------------ stores that misbehave
+
+
+class _Store:
+    """A server on loopback that answers every request with the bytes a function gives."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += connection.recv(65_536)
+                connection.sendall(self._answer())
+
+
+def _denying_store() -> _Store:
+    body = b"<Error><Code>InvalidAccessKeyId</Code><Message>test-key-id</Message></Error>"
+    head = f"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return _Store(lambda: head.encode() + body)
+
+
+def _broken_once() -> Any:
+    head = b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\nETag: "e"\r\n\r\n'
+    answers = iter([head + b"01234", head + b"0123456789"])
+    return lambda: next(answers)
