@@ -13,16 +13,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mer_batch import schema
 from mer_batch.errors import CheckpointError, MerBatchError
 from mer_batch.feature_sets import FeatureSet, feature_set
-from mer_batch.models import build_model
 
 if TYPE_CHECKING:
+    import torch
+
     from mer_batch.storage import Storage
 
 CARD_NAME = "card.json"
@@ -112,6 +111,11 @@ class Checkpoint:
 
     def build(self) -> torch.nn.Module:
         """Build the model and load its weights, ready to score."""
+        # Imported here, as below: a card can be read and a night planned without torch.
+        import safetensors.torch
+
+        from mer_batch.models import build_model
+
         try:
             model = build_model(self.card.model, self.card.parameters)
             model.load_state_dict(safetensors.torch.load(self.weights))
@@ -129,6 +133,8 @@ class Checkpoint:
         ------
         CheckpointError
         """
+        import torch
+
         model = self.build()
         features = torch.zeros(1, self.feature_set.mel.n_mels, self.feature_set.segment_frames)
         try:
@@ -204,6 +210,8 @@ def save_checkpoint(
     notes: str = "",
 ) -> Card:
     """Write a checkpoint; the weights first, so that a card never names weights not there."""
+    import safetensors.torch
+
     weights = safetensors.torch.save({name: t.contiguous() for name, t in state.items()})
     card = Card(
         model=model,
@@ -224,7 +232,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(uri: str, storage: Storage) -> Checkpoint:
-    """Read a checkpoint and try it once on empty features.
+    """Read a checkpoint; whether its weights fit is left to :meth:`Checkpoint.check`.
 
     Parameters
     ----------
@@ -240,13 +248,10 @@ def read_checkpoint(uri: str, storage: Storage) -> Checkpoint:
     from mer_batch.storage import parse_uri
 
     if uri == "builtin":
-        checkpoint = builtin_checkpoint()
-    else:
-        folder = parse_uri(uri)
-        card, weights = (storage.read(folder.child(name)) for name in (CARD_NAME, WEIGHTS_NAME))
-        checkpoint = Checkpoint(card, weights, origin=uri)
-    checkpoint.check()
-    return checkpoint
+        return builtin_checkpoint()
+    folder = parse_uri(uri)
+    card, weights = (storage.read(folder.child(name)) for name in (CARD_NAME, WEIGHTS_NAME))
+    return Checkpoint(card, weights, origin=uri)
 
 
 def builtin_checkpoint() -> Checkpoint:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -55,35 +56,75 @@ class Child:
         self._weights = weights
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_handed_over = False  # whether the child holds the current track already
 
     def score(self, audio_bytes: bytes, *, expected_seconds: float | None = None) -> dict[str, Any]:
-        """Decode and score one track.
-
-        Returns
-        -------
-        dict
-            ``valence, arousal, valence_std, arousal_std, n_segments, duration_seconds``.
+        """Decode and score one track; see :meth:`scores`.
 
         Raises
         ------
         AudioError
             With the reason: also where the child crashed, hung or ran out of memory.
+        """
+        (outcome,) = self.scores([(audio_bytes, expected_seconds)])
+        if isinstance(outcome, AudioError):
+            raise outcome
+        return outcome
+
+    def scores(
+        self, tracks: Iterable[tuple[bytes, float | None]]
+    ) -> Iterator[dict[str, Any] | AudioError]:
+        """Decode and score tracks, the next one being handed over while one is decoded.
+
+        Parameters
+        ----------
+        tracks : iterable of (bytes, float or None)
+            A track's bytes, and the duration that the catalog states [s].
+
+        Yields
+        ------
+        dict or AudioError
+            For each track, in order: ``valence, arousal, valence_std, arousal_std, n_segments,
+            duration_seconds``, or why it cannot be scored.
+
+        Raises
+        ------
         ChildStartError
             Where the child cannot be started at all.
         """
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        deadline = time.monotonic() + self._limits.timeout_seconds
+        waiting = iter(tracks)
+        current = next(waiting, None)
+        self._is_handed_over = False
+        while current is not None:
+            following = next(waiting, None)
+            try:
+                yield self._exchange(current, following)
+            except AudioError as error:
+                yield error
+            current = following
+
+    def _exchange(
+        self, current: tuple[bytes, float | None], following: tuple[bytes, float | None] | None
+    ) -> dict[str, Any]:
+        """Get the outcome of one track, having handed over the next one."""
+        self.start()
+        timeout = self._limits.timeout_seconds
         try:
-            self._socket.settimeout(self._limits.timeout_seconds)
-            _send(self._socket, json.dumps({"expected_seconds": expected_seconds}).encode())
-            _send(self._socket, audio_bytes)
+            self._socket.settimeout(timeout)
+            if not self._is_handed_over:
+                _send_track(self._socket, current)
+            self._is_handed_over = False
+            deadline = time.monotonic() + timeout
+            if following is not None:
+                # Blocks until the child takes it: it is the deadline of the current track.
+                _send_track(self._socket, following)
+                self._is_handed_over = True
             reply = json.loads(_receive(self._socket, deadline))
         except TimeoutError as error:
             self.close()
-            limit = self._limits.timeout_seconds
-            raise AudioError("timeout", f"not decoded within timeout_seconds={limit:g}") from error
+            raise AudioError(
+                "timeout", f"not decoded within timeout_seconds={timeout:g}"
+            ) from error
         except (EOFError, ConnectionError) as error:
             last_words = self._bury()
             reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
@@ -91,6 +132,16 @@ class Child:
         if "reason" in reply:
             raise AudioError(reply["reason"], reply["message"])
         return dict(reply)
+
+    def start(self) -> None:
+        """Start the child unless it runs, and wait until it is ready.
+
+        Raises
+        ------
+        ChildStartError
+        """
+        if self._process is None:
+            self._start()
 
     def close(self) -> None:
         """Kill the child if there is one."""
@@ -140,6 +191,7 @@ class Child:
 
     def _forget(self) -> None:
         assert self._process is not None
+        self._is_handed_over = False
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._socket.close()
@@ -159,6 +211,12 @@ def _clean_environment() -> dict[str, str]:
 def _send(connection: socket.socket, payload: bytes) -> None:
     connection.sendall(struct.pack(">Q", len(payload)))
     connection.sendall(payload)
+
+
+def _send_track(connection: socket.socket, track: tuple[bytes, float | None]) -> None:
+    audio_bytes, expected_seconds = track
+    _send(connection, json.dumps({"expected_seconds": expected_seconds}).encode())
+    _send(connection, audio_bytes)
 
 
 def _receive(connection: socket.socket, deadline: float | None = None) -> bytearray:

@@ -21,7 +21,8 @@ from mer_batch import schema
 from mer_batch.catalog import Catalog
 from mer_batch.errors import MerBatchError, StorageError
 from mer_batch.ledger import Ledger, track_keys
-from mer_batch.plan import Identity, Plan, permanent
+from mer_batch.plan import Plan, permanent
+from mer_batch.schema import Identity
 from mer_batch.storage import Location, Storage
 
 MARKER = "_SUCCESS"

@@ -274,11 +274,6 @@ def _paths(table: DeltaTable) -> list[str]:
     return [str(path) for path in actions["path"].to_pylist()]
 
 
-def reject_rows(rows: list[dict[str, object]], id_type: pa.DataType) -> pa.Table:
-    """Rows for :meth:`Ledger.merge_rejects` out of dictionaries."""
-    return pa.Table.from_pylist(rows, schema=schema.rejects_schema(id_type))
-
-
 def track_keys(
     ids: pa.ChunkedArray, versions: pa.ChunkedArray | pa.Array | None
 ) -> pa.ChunkedArray:

@@ -13,24 +13,8 @@ import pyarrow.compute as pc
 from mer_batch import schema
 from mer_batch.catalog import Catalog
 from mer_batch.ledger import Ledger, track_keys
+from mer_batch.schema import Identity
 from mer_batch.storage import Storage
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a score depends on besides the audio.
-
-    Attributes
-    ----------
-    features_id, model_id : str
-        Of the feature set with its decoder, and of the weights.
-    extraction_id : str
-        Of the feature set and the audio limits: what a reject depends on.
-    """
-
-    features_id: str
-    model_id: str
-    extraction_id: str
 
 
 @dataclass(frozen=True)

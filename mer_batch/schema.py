@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -35,6 +36,23 @@ REASONS: dict[str, str] = {
 TRANSIENT_REASONS = frozenset({"storage_error", "access_denied"})
 
 _TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a score depends on besides the audio.
+
+    Attributes
+    ----------
+    features_id, model_id : str
+        Of the feature set with its decoder, and of the weights.
+    extraction_id : str
+        Of the feature set and the audio limits: what a reject depends on.
+    """
+
+    features_id: str
+    model_id: str
+    extraction_id: str
 
 
 def scores_schema(id_type: pa.DataType) -> pa.Schema:
@@ -79,6 +97,11 @@ def rejects_schema(id_type: pa.DataType) -> pa.Schema:
             pa.field("extraction_id", pa.string(), nullable=False),
         ]
     )
+
+
+def reject_rows(rows: list[dict[str, object]], id_type: pa.DataType) -> pa.Table:
+    """Rows for ``Ledger.merge_rejects`` out of dictionaries."""
+    return pa.Table.from_pylist(rows, schema=rejects_schema(id_type))
 
 
 #: What ``enriched/`` adds behind the catalog's own columns, before ``output.prefix``.

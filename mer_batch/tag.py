@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ import pyarrow.parquet as pq
 from mer_batch import schema
 from mer_batch.child import Child
 from mer_batch.errors import AudioError
-from mer_batch.ledger import reject_rows
 from mer_batch.limits import ChildLimits
-from mer_batch.plan import Identity
+from mer_batch.schema import Identity
 from mer_batch.storage import AudioObject, Location, Storage
 
 # Tracks fetched while one is being decoded: hides a store's latency, costs their bytes in memory.
@@ -64,6 +64,9 @@ def result_schema(id_type: pa.DataType) -> pa.Schema:
     )
 
 
+_Outcome = tuple[dict[str, Any], str, dict[str, Any] | AudioError]
+
+
 class Tagger:
     """Scores blocks of tracks in one worker; keeps its child process from block to block.
 
@@ -97,14 +100,11 @@ class Tagger:
         scores: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
         mended: list[object] = []
-        for track, audio in self._read_ahead(block.to_pylist()):
-            try:
-                read = audio.result()
-                score = self._child.score(read.content, expected_seconds=track["expected_seconds"])
-            except AudioError as error:
-                rejects.append(self._reject(track, audio, error))
+        for track, version, outcome in self._outcomes(block.to_pylist()):
+            if isinstance(outcome, AudioError):
+                rejects.append(self._reject(track, version, outcome))
                 continue
-            scores.append(self._score(track, read, score))
+            scores.append(self._score(track, version, outcome))
             if track["attempts"]:
                 mended.append(track["track_id"])
         path, n_bytes = self._write(scores, id_type, block["block"][0].as_py())
@@ -119,45 +119,59 @@ class Tagger:
         }
         return pa.Table.from_pylist([report], schema=result_schema(id_type))
 
+    def _outcomes(self, tracks: list[dict[str, Any]]) -> Iterator[_Outcome]:
+        """Every track with the version that was read and its score, or why it has none."""
+        given: deque[tuple[dict[str, Any], str]] = deque()
+        unread: list[_Outcome] = []
+
+        def readable() -> Iterator[tuple[bytes, float | None]]:
+            for track, fetch in self._read_ahead(tracks):
+                try:
+                    audio = fetch.result()
+                except AudioError as error:
+                    unread.append((track, "", error))
+                    continue
+                given.append((track, audio.version))
+                yield audio.content, track["expected_seconds"]
+
+        for outcome in self._child.scores(readable()):
+            yield (*given.popleft(), outcome)
+        yield from unread
+
     def _read_ahead(
         self, tracks: list[dict[str, Any]]
     ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
         """The tracks in order, the next ones being fetched meanwhile."""
         max_bytes = self._job.limits.audio.max_bytes
         with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers:
-            waiting: list[tuple[dict[str, Any], Future[AudioObject]]] = []
+            waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
             for track in tracks:
                 fetch = readers.submit(
                     self._job.storage.read_audio, track["audio_uri"], max_bytes=max_bytes
                 )
                 waiting.append((track, fetch))
                 if len(waiting) > _READ_AHEAD:
-                    yield waiting.pop(0)
+                    yield waiting.popleft()
             yield from waiting
 
-    def _score(
-        self, track: dict[str, Any], read: AudioObject, score: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _score(self, track: dict[str, Any], version: str, score: dict[str, Any]) -> dict[str, Any]:
         return {
             **score,
             "track_id": track["track_id"],
             "audio_uri": track["audio_uri"],
-            "audio_version": _version(track, read.version),
+            "audio_version": _version(track, version),
             "features_id": self._job.identity.features_id,
             "model_id": self._job.identity.model_id,
             "run_id": self._job.run_id,
             "scored_at": schema.utc_now(),
         }
 
-    def _reject(
-        self, track: dict[str, Any], audio: Future[AudioObject], error: AudioError
-    ) -> dict[str, Any]:
+    def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:
         now = schema.utc_now()
-        read = "" if audio.exception() else audio.result().version
         return {
             "track_id": track["track_id"],
             "audio_uri": track["audio_uri"],
-            "audio_version": _version(track, read),
+            "audio_version": _version(track, version),
             "reason": error.reason,
             "message": error.message,
             "attempts": track["attempts"] + 1,
@@ -215,4 +229,4 @@ def reject_table(results: pa.Table, id_type: pa.DataType) -> pa.Table:
     rows = [row for rejects in results["rejects"].to_pylist() for row in rejects]
     for ids in results["mended_ids"].to_pylist():
         rows += [{"track_id": i, "audio_version": "", "extraction_id": ""} for i in ids]
-    return reject_rows(rows, id_type)
+    return schema.reject_rows(rows, id_type)

@@ -99,6 +99,20 @@ def test_a_crash_costs_one_track(
     assert child.score(short_mp3s["calm"]) == before
 
 
+def test_the_tracks_around_a_crash_are_scored(
+    child: Child, endless_mp3: bytes, short_mp3s: dict[str, bytes]
+) -> None:
+    """The track behind was handed over to the child that died: it is handed over again."""
+    good = short_mp3s["calm"]
+    expected = child.score(good)
+    signal_soon(child, signal.SIGSEGV)
+    tracks = [good, endless_mp3, good, b"no audio", good]
+    outcomes = list(child.scores((audio, None) for audio in tracks))
+    reasons = [outcome.reason if isinstance(outcome, AudioError) else None for outcome in outcomes]
+    assert reasons == [None, "decoder_crash", None, "not_audio", None]
+    assert outcomes[0] == outcomes[2] == outcomes[4] == expected
+
+
 def test_a_hang_costs_one_track(
     checkpoint: tuple[bytes, bytes], endless_mp3: bytes, short_mp3s: dict[str, bytes]
 ) -> None:

@@ -30,7 +30,7 @@ from mer_batch.enrich import (
     sweep_unfinished,
 )
 from mer_batch.errors import CatalogError, MerBatchError, StorageError
-from mer_batch.plan import Identity
+from mer_batch.schema import Identity
 from mer_batch.storage import Location, Storage, parse_uri
 from tests.test_catalog import COLUMNS, assert_same_columns, tracks
 from tests.test_plan import NOW, TODAY, Bench

@@ -17,7 +17,8 @@ from deltalake import DeltaTable
 from mer_batch import schema
 from mer_batch.config import StorageConfig
 from mer_batch.errors import CatalogError, LeaseError, StorageError
-from mer_batch.ledger import Ledger, Part, reject_rows, track_keys
+from mer_batch.ledger import Ledger, Part, track_keys
+from mer_batch.schema import reject_rows
 from mer_batch.storage import Location, Storage, parse_uri
 
 Place = tuple[Storage, Location]

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from mer_batch import schema
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.config import CatalogConfig, StorageConfig
-from mer_batch.ledger import Ledger, Part, reject_rows
-from mer_batch.plan import Identity, Plan, make_plan, permanent
+from mer_batch.ledger import Ledger, Part
+from mer_batch.plan import Plan, make_plan, permanent
+from mer_batch.schema import Identity, reject_rows
 from mer_batch.storage import Storage, parse_uri
 
 NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)

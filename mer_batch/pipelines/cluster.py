@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 # Set before ray is imported: it reads them then.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import ray.data
 
 from mer_batch.config import RayConfig
 
@@ -21,7 +21,7 @@ _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 
 @contextlib.contextmanager
-def connected(config: RayConfig, *, patience_seconds: float) -> Iterator[int]:
+def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[int]:
     """Ray, for the length of a job.
 
     A Ray that this process is connected to already is used and left running. Else
@@ -30,8 +30,8 @@ def connected(config: RayConfig, *, patience_seconds: float) -> Iterator[int]:
     Parameters
     ----------
     config : RayConfig
-    patience_seconds : float
-        The longest that a block may rightly take [s]; Ray fails a job without progress.
+    meanwhile : callable
+        Run in another thread while Ray starts; what it raises is raised here.
 
     Yields
     ------
@@ -39,10 +39,14 @@ def connected(config: RayConfig, *, patience_seconds: float) -> Iterator[int]:
         Number of CPUs.
     """
     ours = not ray.is_initialized()
-    if ours:
-        _connect(config)
     try:
-        _configure_data(config.verbose, patience_seconds)
+        # Ray's start is waiting for the most part. It has the main thread: its processes die with
+        # the thread that started them.
+        with ThreadPoolExecutor(1) as second:
+            other = second.submit(meanwhile)
+            if ours:
+                _connect(config)
+            other.result()
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield max(1, int(resources.get("CPU", 1)))
     finally:
@@ -64,16 +68,3 @@ def _connect(config: RayConfig) -> None:
         log_to_driver=config.verbose,
         logging_level=level,
     )
-
-
-def _configure_data(verbose: bool, patience_seconds: float) -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = verbose
-    context.print_on_execution_start = verbose
-    # A block with an error fails the job: tracks never do, and rows must not vanish quietly.
-    context.max_errored_blocks = 0
-    context.execution_no_progress_timeout_s = max(
-        context.execution_no_progress_timeout_s, patience_seconds
-    )
-    if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)

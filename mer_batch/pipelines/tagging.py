@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import ray
-import ray.data
-from ray.util.annotations import RayDeprecationWarning
 from rich.console import Console
 
 from mer_batch.catalog import Catalog, read_catalog
@@ -32,10 +29,10 @@ from mer_batch.enrich import (
 from mer_batch.errors import ErrorBudgetExceeded, LeaseError
 from mer_batch.ledger import Ledger, Part
 from mer_batch.pipelines.cluster import connected
-from mer_batch.plan import Identity, Plan, make_plan
+from mer_batch.plan import Plan, make_plan
 from mer_batch.progress import TagProgress, describe_rejects
 from mer_batch.run import Run, StopSignals, iso_now
-from mer_batch.schema import content_id
+from mer_batch.schema import Identity, content_id
 from mer_batch.storage import Location, Storage, parse_uri
 from mer_batch.tag import TagJob, reject_table, tag_block
 
@@ -43,6 +40,7 @@ from mer_batch.tag import TagJob, reject_table, tag_block
 # enough blocks that the last ones keep every core busy.
 _MAX_BLOCK_TRACKS = 256
 _BLOCKS_PER_CPU = 8
+_WINDOW_PER_CPU = 2
 _COMMIT_SECONDS = 5.0
 # Asked to stop, a run finishes the blocks in hand, for as long as a pre-empted node is given.
 _GRACE_SECONDS = 15.0
@@ -130,6 +128,7 @@ class _Night:
         self._config = config
         self._console = console
         self._catalog = catalog
+        self._checkpoint = checkpoint
         self._run = this_run
         self._signals = signals
         self._storage = storage
@@ -184,10 +183,10 @@ class _Night:
             self._console.print("nothing to decode: every track has its outcome already")
             _check_budget(budget, 0, n_pending, {})
             return 0.0
-        patience = _MAX_BLOCK_TRACKS * self._job.limits.timeout_seconds
         committer = _Committer(self._ledger, self._run, self._signals, self._catalog.id_type)
         with TagProgress(self._console, n_pending) as progress, self._counted(progress):
-            with connected(self._config.ray, patience_seconds=patience) as n_cpus, committer:
+            cluster = connected(self._config.ray, meanwhile=self._checkpoint.check)
+            with cluster as n_cpus, committer:
                 self._signals.install()  # over the handlers that Ray has put in place
                 progress.begin_work()
                 for report in self._reports(plan, n_cpus):
@@ -295,7 +294,6 @@ class _Report:
     def __init__(self, row: pa.Table) -> None:
         self.row = row
         content = row.to_pylist()[0]
-        self.block: int = content["block"]
         self.n_scored: int = content["n_scored"]
         self.reasons: list[str] = [reject["reason"] for reject in content["rejects"]]
         self.part: Part | None = None
@@ -304,37 +302,31 @@ class _Report:
 
 
 def _stream(job: TagJob, pending: pa.Table, n_cpus: int) -> Iterator[_Report]:
-    """One streaming execution: blocks of tracks in, one report a block out, in any order."""
-    with warnings.catch_warnings():
-        # max_retries has no named parameter yet, and the way to pass it is to go in Ray 2.64.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = ray.data.from_arrow(_blocks(pending, n_cpus)).map_batches(
-            functools.partial(tag_block, job=job),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            num_cpus=1,
-            max_retries=_MAX_TASK_RETRIES,
-        )
-    seen: set[int] = set()
-    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(rows, pa.Table)
-        for number in range(rows.num_rows):
-            report = _Report(rows.slice(number, 1))
-            # A task that Ray ran twice reports twice: the second part stays uncommitted.
-            if report.block not in seen:
-                seen.add(report.block)
-                yield report
+    """Blocks of tracks in, one report a block out, in any order.
+
+    A window of tasks is kept in flight: a worker that is done finds its next block waiting, and
+    the driver holds no more than the window, however long the night.
+    """
+    task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES)(tag_block)
+    shared = ray.put(job)
+    blocks = _blocks(pending, n_cpus)
+    in_flight: list[ray.ObjectRef[pa.Table]] = []
+    while True:
+        free = _WINDOW_PER_CPU * n_cpus - len(in_flight)
+        in_flight += [task.remote(block, shared) for block in itertools.islice(blocks, free)]
+        if not in_flight:
+            return
+        done, in_flight = ray.wait(in_flight, num_returns=1)
+        for report in ray.get(done):
+            yield _Report(report)
 
 
-def _blocks(pending: pa.Table, n_cpus: int) -> list[pa.Table]:
+def _blocks(pending: pa.Table, n_cpus: int) -> Iterator[pa.Table]:
     """Cut the work into blocks by its cost, not by its bytes."""
     n_tracks = min(_MAX_BLOCK_TRACKS, math.ceil(len(pending) / (n_cpus * _BLOCKS_PER_CPU)))
-    blocks = []
     for number, begin in enumerate(range(0, len(pending), n_tracks)):
         block = pending.slice(begin, n_tracks).combine_chunks()
-        blocks.append(block.append_column("block", pa.array([number] * len(block), pa.int64())))
-    return blocks
+        yield block.append_column("block", pa.array([number] * len(block), pa.int64()))
 
 
 def _check_budget(budget: Budget, n_rejected: int, n_pending: int, rejects: dict[str, int]) -> None:

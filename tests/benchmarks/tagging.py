@@ -138,25 +138,73 @@ def tag(folder: Path, workplace: Path) -> Figure:
     return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
 
 
-def gather_files(folder: Path, n_tracks: int) -> tuple[list[str], str]:
-    """Files under distinct names: real 30-s clips where there are some, else composed ones."""
+def kinds_of_files(workplace: Path) -> dict[str, list[Path]]:
+    """Files to measure with: real music where there is some, and composed stereo pieces."""
+    kinds: dict[str, list[Path]] = {}
     data = os.environ.get("MER_BATCH_DATA")
-    clips = sorted(Path(data, "musifeast17", "audio").glob("*.mp3")) if data else []
-    described = "30-s clips of 17 genres (mono, 80 kbit/s, 44.1 kHz)"
+    if data:
+        for folder, described in (
+            ("musifeast17", "30-s clips of 17 genres, mono, 80 kbit/s"),
+            ("soundtracks", "film music, 10 to 37 s, stereo, 192 kbit/s"),
+        ):
+            kinds[described] = sorted(Path(data, folder, "audio").glob("*.mp3"))
+    composed = []
+    for mood in MOODS:
+        for seed in range(6):
+            left, right = (compose(mood, 2 * seed + side, seconds=30) for side in (0, 1))
+            path = workplace / f"{mood}-{seed}.mp3"
+            path.write_bytes(encode_mp3(np.stack([left, right], axis=1), quality=0.6))
+            composed.append(path)
+    kinds["composed 30-s pieces, stereo"] = composed
+    return {described: clips for described, clips in kinds.items() if clips}
+
+
+def spread(clips: list[Path], folder: Path, n_tracks: int) -> list[str]:
+    """The same clips again and again under distinct names."""
     folder.mkdir()
-    if not clips:
-        described = "composed 30-s pieces (mono, about 100 kbit/s, 44.1 kHz)"
-        for mood in MOODS:
-            for seed in range(8):
-                clip = folder.parent / f"{mood}-{seed}.mp3"
-                clip.write_bytes(encode_mp3(compose(mood, seed, seconds=30)))
-                clips.append(clip)
-    paths = []
     for number in range(n_tracks):
-        path = folder / f"{number:06}.mp3"
-        path.symlink_to(clips[number % len(clips)])
-        paths.append(str(path))
-    return paths, described
+        (folder / f"{number:06}.mp3").symlink_to(clips[number % len(clips)])
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def measure(clips: list[Path], folder: Path, n_tracks: int, n_repeats: int) -> list[str]:
+    """Rows of the table for one kind of files."""
+    paths = spread(clips, folder, n_tracks)
+    sample = paths[: len(clips)]
+    audio_seconds = decode_only(sample) / len(sample) * n_tracks
+    jobs: dict[str, Callable[[], Figure]] = {
+        "decode only": lambda: on_all_cores(decode_only, paths),
+        "our kernel": lambda: on_all_cores(kernel_only, paths),
+        "mer-batch tag": lambda: tag(folder, folder.parent),
+    }
+    figures: dict[str, list[Figure]] = {job: [] for job in jobs}
+    for repeat in range(n_repeats):
+        for job, run in jobs.items():
+            figures[job].append(run())
+            print(f"{repeat + 1}/{n_repeats} {job}: {figures[job][-1]}", flush=True)
+    return describe(figures, n_tracks, audio_seconds)
+
+
+def describe(figures: dict[str, list[Figure]], n_tracks: int, audio_seconds: float) -> list[str]:
+    """Medians, and every rate as a share of decoding in the same repeat."""
+    floor = figures["decode only"]
+    timed = [(job, job, "work_seconds") for job in figures]
+    timed.append(("mer-batch tag, whole process", "mer-batch tag", "seconds"))
+    rows = []
+    for name, job, attribute in timed:
+        measured = figures[job]
+        seconds = [getattr(figure, attribute) for figure in measured]
+        ratios = [base.work_seconds / s for base, s in zip(floor, seconds, strict=True)]
+        middle = statistics.median(seconds)
+        cpu = statistics.median(figure.cpu_seconds for figure in measured)
+        peak = max(figure.peak_bytes for figure in measured)
+        memory = f"{peak / 2**30:.1f} GiB" if peak else ""
+        rows.append(
+            f"| {name} | {n_tracks / middle:.1f} | {audio_seconds / middle:,.0f} | "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
+            f"{1000 * cpu / n_tracks:.0f} | {memory} |"
+        )
+    return rows
 
 
 def main() -> None:
@@ -166,70 +214,44 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
     chosen = options.parse_args()
+    sections = []
     with tempfile.TemporaryDirectory() as name:
         workplace = Path(name)
-        paths, described = gather_files(workplace / "music", chosen.tracks)
-        audio_seconds = (
-            decode_only(paths[: min(len(paths), 237)]) / min(len(paths), 237) * len(paths)
-        )
-        jobs: dict[str, Callable[[], Figure]] = {
-            "decode only, reused buffer": lambda: on_all_cores(decode_only, paths),
-            "our kernel (decode, mel, score)": lambda: on_all_cores(kernel_only, paths),
-            "mer-batch tag": lambda: tag(workplace / "music", workplace),
-        }
-        figures: dict[str, list[Figure]] = {job: [] for job in jobs}
-        for repeat in range(chosen.repeats):
-            for job, measure in jobs.items():
-                figures[job].append(measure())
-                print(f"{repeat + 1}/{chosen.repeats} {job}: {figures[job][-1]}", flush=True)
-    report = describe(figures, len(paths), audio_seconds, described, chosen.repeats)
+        for number, (described, clips) in enumerate(kinds_of_files(workplace).items()):
+            rows = measure(clips, workplace / f"music-{number}", chosen.tracks, chosen.repeats)
+            sections.append(f"## {described}\n\n{_HEADINGS}\n" + "\n".join(rows))
+    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
+    report = _REPORT.format(
+        date=datetime.date.today(),
+        n_tracks=chosen.tracks,
+        n_repeats=chosen.repeats,
+        n_cores=N_CORES,
+        machine=f"{platform.machine()}, Python {platform.python_version()}",
+        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        sections="\n\n".join(sections),
+    )
     print(report)
     chosen.output.write_text(report, encoding="utf-8")
 
 
-def describe(
-    figures: dict[str, list[Figure]], n_tracks: int, audio_seconds: float, files: str, repeats: int
-) -> str:
-    """BENCHMARKS.md: medians, and every rate as a share of decoding in the same repeat."""
-    floor = figures["decode only, reused buffer"]
-    rows = []
-    for job, measured in figures.items():
-        is_ours = job == "mer-batch tag"
-        kinds = [("without start-up", "work_seconds")] + (
-            [("whole process", "seconds")] if is_ours else []
-        )
-        for kind, attribute in kinds:
-            seconds = [getattr(figure, attribute) for figure in measured]
-            ratios = [base.work_seconds / s for base, s in zip(floor, seconds, strict=True)]
-            middle = statistics.median(seconds)
-            cpu = statistics.median(figure.cpu_seconds for figure in measured)
-            peak = max(figure.peak_bytes for figure in measured)
-            memory = f"{peak / 2**30:.1f} GiB" if peak else ""
-            rows.append(
-                f"| {job}, {kind} | {n_tracks / middle:.1f} | {audio_seconds / middle:,.0f} | "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
-                f"{1000 * cpu / n_tracks:.0f} | {memory} |"
-            )
-    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    table = "\n".join(rows)
-    return f"""# Benchmarks
+_HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU ms a track | peak memory |
+|---|---|---|---|---|---|"""
 
-Made by `make bench` on {datetime.date.today():%Y-%m-%d}: {n_tracks:,} files, {files}, on
-{N_CORES} cores ({platform.machine()}, Python {platform.python_version()}, {versions}).
-Medians of {repeats} repeats in which the jobs take turns; the machine was shared, so the ratio to
-decoding, taken within each repeat, is what counts (median, and from least to most).
+_REPORT = """# Benchmarks
 
-| job | tracks/s | seconds of audio/s | of decoding | CPU ms a track | peak memory |
-|---|---|---|---|---|---|
-{table}
+Made by `make bench` on {date}: {n_tracks:,} files (the clips under distinct names, all at 44.1 kHz)
+on {n_cores} cores ({machine}, {versions}). Medians of {n_repeats} repeats in which the jobs take
+turns; the machine was shared, so the share of decoding, taken within each repeat, is what counts
+(median, and from least to most).
+
+{sections}
 
 "Decode only" reads each file with soundfile into one reused buffer, one process a core, and
-throws the samples away: no job that decodes with it can be faster. "Without start-up" leaves out
-the start of the interpreter and, for `mer-batch tag`, of Ray; the start of the workers and of
-their decoder processes, the commits and all else is in it. "Whole process" runs from the shell's
-command to the published night. Memory is the sum over the driver, Ray and the workers, shared
-pages counted once for each.
+throws the samples away: no job that decodes with it can be faster. "Our kernel" adds the mix to
+mono, the mel spectrogram and the built-in model, in plain processes. `mer-batch tag` is timed from
+when Ray is up, the start of the workers and their decoders included, to the last commit; as a whole
+process, from the shell's command to its end, with the night published. Its memory is the sum over
+the driver, Ray and the workers, pages that they share counted once for each.
 """
 
 
