@@ -139,12 +139,18 @@ class Checkpoint:
         features = torch.zeros(1, self.feature_set.mel.n_mels, self.feature_set.segment_frames)
         try:
             with torch.inference_mode():
-                shape = tuple(model(features).shape)
+                outputs = model(features)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.origin}: model={self.card.model!r} does not accept features of shape "
                 f"(n_mels={features.shape[1]}, n_frames={features.shape[2]}): {error}"
             ) from error
+        shape = tuple(outputs.shape)
+        if not torch.isfinite(outputs).all():
+            raise CheckpointError(
+                f"{self.origin}: model={self.card.model!r} returns values that are not finite; "
+                "its weights are damaged"
+            )
         if len(shape) != 3 or shape[0] != 1 or shape[2] != len(schema.TARGETS):
             raise CheckpointError(
                 f"{self.origin}: model={self.card.model!r} returned shape {shape}; "

@@ -30,9 +30,14 @@ from typing import Any
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import AudioError, MerBatchError
 from mer_batch.limits import ChildLimits
+from mer_batch.schema import REASONS
 
 _STARTUP_SECONDS = 120.0
 _LAST_WORDS_SECONDS = 5.0
+_MAX_REPLY_BYTES = 64 * 1024
+_SCORE_KEYS = {
+    "valence", "arousal", "valence_std", "arousal_std", "n_segments", "duration_seconds",
+}  # fmt: skip
 _MAX_STDERR_BYTES = 64 * 1024
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -94,14 +99,17 @@ class Child:
         """
         waiting = iter(tracks)
         current = next(waiting, None)
-        self._is_handed_over = False
-        while current is not None:
-            following = next(waiting, None)
-            try:
-                yield self._exchange(current, following)
-            except AudioError as error:
-                yield error
-            current = following
+        try:
+            while current is not None:
+                following = next(waiting, None)
+                try:
+                    yield self._exchange(current, following)
+                except AudioError as error:
+                    yield error
+                current = following
+        finally:
+            if self._is_handed_over:  # left early: the reply to come is nobody's
+                self.close()
 
     def _exchange(
         self, current: tuple[bytes, float | None], following: tuple[bytes, float | None] | None
@@ -119,19 +127,22 @@ class Child:
                 # Blocks until the child takes it: it is the deadline of the current track.
                 _send_track(self._socket, following)
                 self._is_handed_over = True
-            reply = json.loads(_receive(self._socket, deadline))
+            reply = _checked(_receive(self._socket, deadline, max_bytes=_MAX_REPLY_BYTES))
         except TimeoutError as error:
             self.close()
             raise AudioError(
                 "timeout", f"not decoded within timeout_seconds={timeout:g}"
             ) from error
+        except ValueError as error:
+            self.close()
+            raise AudioError("decoder_crash", f"the reply is not valid: {error}") from error
         except (EOFError, ConnectionError) as error:
             last_words = self._bury()
             reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
             raise AudioError(reason, last_words) from error
         if "reason" in reply:
             raise AudioError(reply["reason"], reply["message"])
-        return dict(reply)
+        return reply
 
     def start(self) -> None:
         """Start the child unless it runs, and wait until it is ready.
@@ -219,9 +230,27 @@ def _send_track(connection: socket.socket, track: tuple[bytes, float | None]) ->
     _send(connection, audio_bytes)
 
 
-def _receive(connection: socket.socket, deadline: float | None = None) -> bytearray:
+def _checked(reply: bytearray) -> dict[str, Any]:
+    """A reply whose form is as it should be: a decoder that was taken over could send anything."""
+    content = json.loads(reply)
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    if content.get("reason") in REASONS and isinstance(content.get("message"), str):
+        return {"reason": content["reason"], "message": content["message"]}
+    if content.keys() != _SCORE_KEYS or not all(
+        value is None or isinstance(value, int | float) for value in content.values()
+    ):
+        raise ValueError(f"unexpected keys or values under {sorted(content)!r}"[:500])
+    return content
+
+
+def _receive(
+    connection: socket.socket, deadline: float | None = None, *, max_bytes: int | None = None
+) -> bytearray:
     """One frame; EOFError where the other side is gone, TimeoutError past the deadline."""
     (length,) = struct.unpack(">Q", _receive_exactly(connection, 8, deadline))
+    if max_bytes is not None and length > max_bytes:
+        raise ValueError(f"{length} bytes, more than {max_bytes}")
     return _receive_exactly(connection, length, deadline)
 
 

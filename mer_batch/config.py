@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def _http_url(url: str | None) -> str | None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError("must look like http://host:port or https://host")
+    if "@" in parts.netloc:
+        raise ValueError("must not hold credentials; they come from the environment")
     return url
 
 
@@ -334,7 +337,9 @@ def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
     if fault["type"] == "missing":
         return f"{location} is missing; add it to the file or as {location}=..."
     rule = fault["msg"].removeprefix("Value error, ")
-    return f"{location}={fault['input']!r}: {rule[0].lower()}{rule[1:]}"
+    # A password in a URL is refused, but not repeated.
+    value = re.sub(r"//[^/@]*@", "//***@", repr(fault["input"]))
+    return f"{location}={value}: {rule[0].lower()}{rule[1:]}"
 
 
 def _keys_at(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -193,6 +193,7 @@ def publish(
     prefix: str,
     run_id: str,
     marker: dict[str, Any],
+    check: Callable[[], None],
 ) -> None:
     """Write ``enriched/run_date=.../part-*.parquet`` and, last, ``_SUCCESS``.
 
@@ -208,20 +209,24 @@ def publish(
         Put before the names of the added columns.
     marker : dict
         Becomes the marker's content, with the parts' names and rows.
+    check : callable
+        Called before every step that a reader could see; raises where the output is no longer ours.
     """
     # A leading underscore hides these folders from every reader of partitioned Parquet.
     new, old = _aside(night, f"_unfinished-{run_id}"), _aside(night, f"_replaced-{run_id}")
     try:
         if night.is_s3:
+            check()
             storage.delete(night.child(MARKER))
             for found, _, _ in _list(storage, night):
                 storage.delete(found)
         _write_parts(
             storage, night if night.is_s3 else Location(None, str(new)), catalog, outcome,
-            prefix=prefix, run_id=run_id, marker=marker,
+            prefix=prefix, run_id=run_id, marker=marker, check=check,
         )  # fmt: skip
         if night.is_s3:
             return
+        check()
         if os.path.isdir(night.path):
             old.parent.mkdir()
             os.rename(night.path, old)
@@ -267,6 +272,7 @@ def _write_parts(
     prefix: str,
     run_id: str,
     marker: dict[str, Any],
+    check: Callable[[], None],
 ) -> None:
     added = [field.with_name(prefix + field.name) for field in schema.ENRICHED_FIELDS]
     columns = pa.schema([*catalog.schema, *added], metadata=catalog.schema.metadata)
@@ -278,6 +284,7 @@ def _write_parts(
     try:
         for batch in _joined(catalog, outcome, columns):
             if writer is None or parts[-1]["n_rows"] >= _ROWS_PER_PART:
+                check()
                 if writer is not None:
                     writer.close()
                 parts.append({"name": f"part-{len(parts):05d}-{run_id}.parquet", "n_rows": 0})
@@ -294,6 +301,7 @@ def _write_parts(
             f"the catalog had {len(outcome.columns)} rows when the run began and {n_rows} now; "
             "it changed meanwhile: run again"
         )
+    check()
     content = {**marker, "n_rows": n_rows, "parts": parts}
     storage.write(folder.child(MARKER), json.dumps(content, indent=2).encode())
 

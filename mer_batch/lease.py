@@ -103,7 +103,8 @@ class Lease:
         """Token and generation to take the lease with."""
         present = self._storage.read_with_token(self._location)
         if present is None:
-            return None, 1
+            # The time, not 1: the tables remember the generations before a lease file that is gone.
+            return None, int(time.time())
         content, token = present
         try:
             holder = _Holder(**json.loads(content))

@@ -25,6 +25,7 @@ from mer_batch.schema import content_id
 from mer_batch.storage import Location, Storage
 
 _LEASE_APP = "mer_batch_lease"
+_CREDENTIALS_SECONDS = 300.0
 _FENCE_ATTEMPTS = 20
 
 
@@ -59,8 +60,17 @@ class Ledger:
         self._output = output
         self._id_type = id_type
         self._generation = 0
-        self._scores = self._open("scores", schema.scores_schema(id_type))
-        self._rejects = self._open("rejects", schema.rejects_schema(id_type))
+        self._open_both()
+
+    def _open_both(self) -> None:
+        self._opened = time.monotonic()
+        self._scores = self._open("scores", schema.scores_schema(self._id_type))
+        self._rejects = self._open("rejects", schema.rejects_schema(self._id_type))
+
+    def renew(self) -> None:
+        """Open the tables with today's credentials: temporary ones expire in a long night."""
+        if self._output.is_s3 and time.monotonic() - self._opened > _CREDENTIALS_SECONDS:
+            self._open_both()
 
     def _open(self, name: str, columns: pa.Schema) -> DeltaTable:
         location = self._output.child(name)
@@ -278,8 +288,9 @@ def track_keys(
     ids: pa.ChunkedArray, versions: pa.ChunkedArray | pa.Array | None
 ) -> pa.ChunkedArray:
     """One string per row that names a track, or a track at a version of its audio."""
-    text = ids.cast(pa.string())
+    # Large strings: the keys of some ten million tracks are more than 32-bit offsets can address.
+    text = ids.cast(pa.large_string())
     if versions is None:
         return text
-    # The version first: it holds no control character, whatever the id holds.
-    return pc.binary_join_element_wise(versions, text, "\x00")
+    separator = pa.scalar("\x00", pa.large_string())
+    return pc.binary_join_element_wise(versions.cast(pa.large_string()), text, separator)

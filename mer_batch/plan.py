@@ -5,6 +5,7 @@ A resume, a nightly increment, a new model and a changed file are all the same a
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -39,6 +40,14 @@ class Plan:
     pending: pa.Table
     n_scored: int
     n_rejected: int
+
+    def fingerprint(self) -> str:
+        """Changes with the tracks, their order and the versions of their audio."""
+        digest = hashlib.sha256()
+        for chunk in self.keys.chunks:
+            for buffer in chunk.buffers():
+                digest.update(buffer or b"")
+        return digest.hexdigest()
 
 
 def make_plan(
@@ -85,7 +94,11 @@ def make_plan(
 
 def permanent(rejects: pa.Table, identity: Identity) -> pa.Table:
     """Rejects that hold today: not of a passing kind, and tried under today's extraction."""
-    passing = pc.is_in(rejects["reason"], pa.array(sorted(schema.TRANSIENT_REASONS), pa.string()))
+    passing, doubtful = (
+        pc.is_in(rejects["reason"], pa.array(sorted(reasons), pa.string()))
+        for reasons in (schema.TRANSIENT_REASONS, schema.DOUBTFUL_REASONS)
+    )
+    passing = pc.or_(passing, pc.and_(doubtful, pc.less(rejects["attempts"], 2)))
     same = pc.equal(rejects["extraction_id"], identity.extraction_id)
     return rejects.filter(pc.and_(pc.invert(passing), same))
 

@@ -113,7 +113,7 @@ class Run:
         if error is not None:
             exit_code = error.exit_code if isinstance(error, MerBatchError) else 1
             message = f"{type(error).__name__}: {error}"
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt | SystemExit):
                 # StopSignals, further out, makes the exception that users see of it.
                 exit_code, message = Interrupted.exit_code, "Interrupted: stopped by a signal"
             self.say(message)
@@ -165,7 +165,8 @@ class StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if isinstance(error, KeyboardInterrupt):
+        # Ray's own handler, in place while it starts, raises SystemExit.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
             raise self._interrupted() from error
 
     @property

@@ -35,6 +35,9 @@ REASONS: dict[str, str] = {
 #: Faults that pass: the next run tries these tracks again by itself.
 TRANSIENT_REASONS = frozenset({"storage_error", "access_denied"})
 
+#: Faults that may be the machine's: held against a track only when it fails so a second time.
+DOUBTFUL_REASONS = frozenset({"decoder_crash", "timeout", "memory_limit"})
+
 _TIME = pa.timestamp("us", tz="UTC")
 
 

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import stat
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,8 @@ SCHEMES = ("file", "s3", "s3a")
 SCHEME_PATTERN = r"^([A-Za-z][A-Za-z0-9+.-]*)://|^[Ff][Ii][Ll][Ee]:/"
 
 _SCHEME = re.compile(SCHEME_PATTERN)
-_BODY_ATTEMPTS = 4
+_BODY_ATTEMPTS = 3
+_CLIENT_LOCK = threading.Lock()
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _DENIED |= {"ExpiredToken", "InvalidToken", "AllAccessDisabled"}
@@ -157,8 +159,14 @@ class Storage:
         )
         return named or boto3.Session().region_name or "us-east-1"
 
-    @functools.cached_property
+    @property
     def _s3(self) -> Any:
+        # Making a client is not safe in several threads at once, using one is.
+        with _CLIENT_LOCK:
+            return self._s3_client
+
+    @functools.cached_property
+    def _s3_client(self) -> Any:
         return self._session.client(
             "s3",
             endpoint_url=self._endpoint,
@@ -166,7 +174,7 @@ class Storage:
                 max_pool_connections=32,
                 connect_timeout=10,
                 read_timeout=60,
-                retries={"mode": "standard", "total_max_attempts": 8},
+                retries={"mode": "standard", "total_max_attempts": 5},
             ),
         )
 
@@ -546,7 +554,13 @@ def _list_local(location: Location) -> Iterator[tuple[Location, int, str]]:
     def stop(error: OSError) -> None:
         raise error
 
-    for folder, folders, names in os.walk(location.path, onerror=stop):
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(location.path, onerror=stop, followlinks=True):
+        found = os.stat(folder)
+        if (found.st_dev, found.st_ino) in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
         folders.sort()
         for name in sorted(names):
             path = os.path.join(folder, name)

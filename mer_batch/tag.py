@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -48,20 +48,27 @@ class TagJob:
     limits: ChildLimits
 
 
-def result_schema(id_type: pa.DataType) -> pa.Schema:
-    """What a worker reports of a block: one row."""
-    reject = pa.struct(list(schema.rejects_schema(id_type)))
-    return pa.schema(
-        [
-            pa.field("block", pa.int64()),
-            pa.field("part_path", pa.string()),
-            pa.field("part_bytes", pa.int64()),
-            pa.field("n_scored", pa.int64()),
-            pa.field("audio_seconds", pa.float64()),
-            pa.field("rejects", pa.list_(reject)),
-            pa.field("mended_ids", pa.list_(id_type)),
-        ]
-    )
+@dataclass(frozen=True)
+class BlockReport:
+    """What a worker says of a block it has done. Scores themselves never leave the worker.
+
+    Attributes
+    ----------
+    part_path : str or None
+        Of the finished part, below ``scores/``; None where no track was scored.
+    part_bytes, n_scored : int
+        Its size and rows.
+    rejects : list of dict
+        Rows of ``schema.rejects_schema``.
+    mended_ids : list
+        Tracks now scored that had a reject.
+    """
+
+    part_path: str | None
+    part_bytes: int
+    n_scored: int
+    rejects: list[dict[str, Any]]
+    mended_ids: list[Any]
 
 
 _Outcome = tuple[dict[str, Any], str, dict[str, Any] | AudioError]
@@ -83,41 +90,28 @@ class Tagger:
         """End the child process."""
         self._child.close()
 
-    def tag(self, block: pa.Table) -> pa.Table:
+    def tag(self, number: int, block: pa.Table) -> BlockReport:
         """Score a block, write its part, report its name and its rejects.
 
         Parameters
         ----------
+        number : int
+            Of the block, for the part's name.
         block : pa.Table
-            Rows of ``Plan.pending`` with a constant column ``block``.
-
-        Returns
-        -------
-        pa.Table
-            One row of :func:`result_schema`. Scores themselves never leave the worker.
+            Rows of ``Plan.pending``.
         """
-        id_type = block.schema.field("track_id").type
         scores: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
-        mended: list[object] = []
+        mended_ids: list[Any] = []
         for track, version, outcome in self._outcomes(block.to_pylist()):
             if isinstance(outcome, AudioError):
                 rejects.append(self._reject(track, version, outcome))
                 continue
             scores.append(self._score(track, version, outcome))
             if track["attempts"]:
-                mended.append(track["track_id"])
-        path, n_bytes = self._write(scores, id_type, block["block"][0].as_py())
-        report = {
-            "block": block["block"][0].as_py(),
-            "part_path": path,
-            "part_bytes": n_bytes,
-            "n_scored": len(scores),
-            "audio_seconds": sum(row["duration_seconds"] for row in scores),
-            "rejects": rejects,
-            "mended_ids": mended,
-        }
-        return pa.Table.from_pylist([report], schema=result_schema(id_type))
+                mended_ids.append(track["track_id"])
+        path, n_bytes = self._write(scores, block.schema.field("track_id").type, number)
+        return BlockReport(path, n_bytes, len(scores), rejects, mended_ids)
 
     def _outcomes(self, tracks: list[dict[str, Any]]) -> Iterator[_Outcome]:
         """Every track with the version that was read and its score, or why it has none."""
@@ -183,7 +177,7 @@ class Tagger:
         }
 
     def _write(
-        self, scores: list[dict[str, Any]], id_type: pa.DataType, block: int
+        self, scores: list[dict[str, Any]], id_type: pa.DataType, number: int
     ) -> tuple[str | None, int]:
         """Write the part; returns its path below ``scores/`` and its size [bytes]."""
         if not scores:
@@ -192,7 +186,7 @@ class Tagger:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         # The name is unique: a block that is tried again after its worker died leaves an orphan.
-        path = f"{self._job.run_id}/part-{block:06d}-{uuid.uuid4().hex[:12]}.parquet"
+        path = f"{self._job.run_id}/part-{number:06d}-{uuid.uuid4().hex[:12]}.parquet"
         self._job.storage.write(self._job.output.child("scores", path), buffer.getvalue())
         return path, buffer.tell()
 
@@ -200,7 +194,7 @@ class Tagger:
 _taggers: dict[str, Tagger] = {}
 
 
-def tag_block(block: pa.Table, job: TagJob) -> pa.Table:
+def tag_block(number: int, block: pa.Table, job: TagJob) -> BlockReport:
     """Score a block with this process's tagger; see :meth:`Tagger.tag`.
 
     A fleet reuses its worker processes: the tagger and its child stay from block to block, and
@@ -211,7 +205,7 @@ def tag_block(block: pa.Table, job: TagJob) -> pa.Table:
             stale.close()
         _taggers.clear()
         _taggers[job.run_id] = Tagger(job)
-    return _taggers[job.run_id].tag(block)
+    return _taggers[job.run_id].tag(number, block)
 
 
 def _version(track: dict[str, Any], read: str) -> str:
@@ -224,9 +218,13 @@ def _version(track: dict[str, Any], read: str) -> str:
     return read if planned is None else planned
 
 
-def reject_table(results: pa.Table, id_type: pa.DataType) -> pa.Table:
+def reject_table(reports: Iterable[BlockReport], id_type: pa.DataType) -> pa.Table:
     """Rows for ``Ledger.merge_rejects`` out of workers' reports: new rejects, and mended tracks."""
-    rows = [row for rejects in results["rejects"].to_pylist() for row in rejects]
-    for ids in results["mended_ids"].to_pylist():
-        rows += [{"track_id": i, "audio_version": "", "extraction_id": ""} for i in ids]
+    rows: list[dict[str, Any]] = []
+    for report in reports:
+        rows += report.rejects
+        rows += [
+            {"track_id": mended, "audio_version": "", "extraction_id": ""}
+            for mended in report.mended_ids
+        ]
     return schema.reject_rows(rows, id_type)

@@ -99,6 +99,18 @@ def test_a_card_that_says_something_else_is_refused(
         load(tmp_path).check()
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network = build_model("paper_model2", {})
+    state = network.state_dict()
+    next(iter(state.values()))[0] = float("nan")
+    save_checkpoint(
+        tmp_path, model="paper_model2", parameters={}, features=feature_set("paper"), state=state,
+        training_data=[], r2={},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="not finite"):
+        load(tmp_path).check()
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     save(tmp_path / "checkpoint")
     trap = tmp_path / "sprung"

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.child import Child, ChildStartError
+from mer_batch.child import Child, ChildStartError, _checked
 from mer_batch.compose import compose, encode_mp3
 from mer_batch.errors import AudioError
 from mer_batch.limits import ChildLimits
@@ -202,6 +202,28 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: tuple[bytes,
             return
         time.sleep(0.1)
     pytest.fail("the child outlived its parent by 10 s")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"", b"[]", b"nonsense", b'{"valence": 1}', b'{"reason": "because", "message": "x"}',
+        b'{"reason": "silent", "message": 1}', b"\xff",
+        b'{"valence": [], "arousal": 0, "valence_std": null, "arousal_std": null, '
+        b'"n_segments": 1, "duration_seconds": 1}',
+    ],
+)  # fmt: skip
+def test_a_reply_of_another_form_is_not_trusted(reply: bytes) -> None:
+    with pytest.raises(ValueError):
+        _checked(bytearray(reply))
+
+
+def test_tracks_left_unread_are_nobodys(child: Child, short_mp3s: dict[str, bytes]) -> None:
+    tracks = [(short_mp3s["calm"], None), (short_mp3s["tense"], None)]
+    outcomes = child.scores(iter(tracks))
+    first = next(outcomes)
+    outcomes.close()  # the second one has been handed over already
+    assert child.score(short_mp3s["calm"]) == first
 
 
 def test_a_child_that_cannot_start_is_no_fault_of_a_track(checkpoint: tuple[bytes, bytes]) -> None:

@@ -110,6 +110,7 @@ def test_a_misspelt_key_is_answered_with_the_closest(
         "audio.timeout_seconds=-1",
         "audio.max_bytes=1.5",
         "storage.endpoint_url=localhost:9000",
+        "storage.endpoint_url=http://key:xyzzy@host",
         "storage.endpoint_url=ftp://host",
         "max_reject_rate=.nan",
         "max_reject_rate=-0.1",
@@ -120,6 +121,12 @@ def test_a_misspelt_key_is_answered_with_the_closest(
 )
 def test_a_value_out_of_range_is_refused_by_its_name(config_file: Path, override: str) -> None:
     assert f"\n  - {override.partition('=')[0]}=" in refusal(config_file, override)
+
+
+def test_a_secret_in_the_wrong_place_is_not_repeated(config_file: Path) -> None:
+    message = refusal(config_file, "storage.endpoint_url=http://key:xyzzy@host")
+    assert "come from the environment" in message
+    assert "xyzzy" not in message
 
 
 def test_limits_that_no_track_can_keep_are_refused(config_file: Path) -> None:

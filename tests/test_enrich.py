@@ -29,7 +29,7 @@ from mer_batch.enrich import (
     publish,
     sweep_unfinished,
 )
-from mer_batch.errors import CatalogError, MerBatchError, StorageError
+from mer_batch.errors import CatalogError, LeaseError, MerBatchError, StorageError
 from mer_batch.schema import Identity
 from mer_batch.storage import Location, Storage, parse_uri
 from tests.test_catalog import COLUMNS, assert_same_columns, tracks
@@ -175,7 +175,7 @@ def put(
     night = output.child("enriched", "run_date=2026-11-22")
     publish(
         storage, night, catalog, outcome_of(n),
-        prefix=prefix, run_id=run_id, marker={**MARK, "run_id": run_id},
+        prefix=prefix, run_id=run_id, marker={**MARK, "run_id": run_id}, check=lambda: None,
     )  # fmt: skip
     return night
 
@@ -371,3 +371,21 @@ def test_a_night_that_a_crash_left_moved_is_put_back(tmp_path: Path, is_new_in_p
     assert names_below(place) == [f"enriched/run_date=2026-11-22/{MARKER}"]
     expected = "new" if is_new_in_place else "old"
     assert (enriched / "run_date=2026-11-22" / MARKER).read_text() == expected
+
+
+def test_an_output_that_is_another_runs_is_left_alone(place: Place, tmp_path: Path) -> None:
+    storage, _ = place
+    catalog = catalog_of(pa.table({"track_id": ["a"], "audio_uri": ["x"]}), tmp_path / "c.parquet")
+    night = put(place, catalog, 1)
+    before = names_below(place)
+
+    def lost() -> None:
+        raise LeaseError("taken over")
+
+    with pytest.raises(LeaseError):
+        publish(
+            storage, night, catalog, outcome_of(1),
+            prefix="", run_id="late", marker={**MARK, "run_id": "late"}, check=lost,
+        )  # fmt: skip
+    assert [name for name in names_below(place) if "_unfinished-" not in name] == before
+    assert storage.read(night.child("_SUCCESS")).find(b"late") == -1

@@ -187,6 +187,15 @@ def test_whole_ids_are_planned_the_same_way(tmp_path: Path) -> None:
     assert pending(plan) == [2**53 + 1]
 
 
+@pytest.mark.parametrize("reason", sorted(schema.DOUBTFUL_REASONS))
+def test_what_may_be_the_machines_fault_is_tried_once_more(bench: Bench, reason: str) -> None:
+    catalog = bench.catalog({"a": "1"})
+    bench.reject(("a", "1", reason), attempts=1)
+    assert pending(bench.plan(catalog)) == ["a"]
+    bench.reject(("a", "1", reason), attempts=2)
+    assert pending(bench.plan(catalog)) == []
+
+
 def test_permanent_rejects_are_those_of_this_extraction(bench: Bench) -> None:
     bench.reject(("a", "1", "silent"), ("b", "1", "storage_error"))
     bench.reject(("c", "1", "silent"), identity=Identity("f", "m", "other"))

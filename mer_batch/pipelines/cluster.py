@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from mer_batch.config import RayConfig
+from mer_batch.errors import ConfigError
 
 # Only names of parts and reject rows pass through the object store, never audio or features.
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
@@ -47,18 +48,28 @@ def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[i
             if ours:
                 _connect(config)
             other.result()
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield max(1, int(resources.get("CPU", 1)))
+        yield cluster_cpus()
     finally:
         if ours:
             ray.shutdown()
+
+
+def cluster_cpus() -> int:
+    """CPUs that the cluster has now, at least one."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def _connect(config: RayConfig) -> None:
     level = logging.INFO if config.verbose else logging.ERROR
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        ray.init(address=address, log_to_driver=config.verbose, logging_level=level)
+        try:
+            ray.init(address=address, log_to_driver=config.verbose, logging_level=level)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"ray.address={address!r} cannot be reached: {error}; check that the cluster runs"
+            ) from error
         return
     ray.init(
         address="local",

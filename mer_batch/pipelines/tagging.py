@@ -26,15 +26,15 @@ from mer_batch.enrich import (
     read_marker,
     sweep_unfinished,
 )
-from mer_batch.errors import ErrorBudgetExceeded, LeaseError
+from mer_batch.errors import ErrorBudgetExceeded, LeaseError, MerBatchError, RefusedError
 from mer_batch.ledger import Ledger, Part
-from mer_batch.pipelines.cluster import connected
+from mer_batch.pipelines.cluster import cluster_cpus, connected
 from mer_batch.plan import Plan, make_plan
 from mer_batch.progress import TagProgress, describe_rejects
 from mer_batch.run import Run, StopSignals, iso_now
 from mer_batch.schema import Identity, content_id
 from mer_batch.storage import Location, Storage, parse_uri
-from mer_batch.tag import TagJob, reject_table, tag_block
+from mer_batch.tag import BlockReport, TagJob, reject_table, tag_block
 
 # A block is what one task does, and what a crash costs: some ten seconds of work at most, and
 # enough blocks that the last ones keep every core busy.
@@ -103,7 +103,7 @@ def run(config: TagConfig, console: Console) -> TagSummary:
         night.sweep()
         plan = night.plan()
         work_seconds = night.work(plan)
-        with signals.deferred():
+        with signals.deferred(), _no_refusal():
             outcome, folder, is_new = night.publish(plan)
         return TagSummary(
             this_run.run_id, len(plan.keys), len(plan.pending), outcome, folder.uri, is_new,
@@ -179,24 +179,26 @@ class _Night:
         """Score what is pending and commit it; returns the seconds of work."""
         budget = self._budget(plan)
         n_pending = len(plan.pending)
+        _check_budget(budget, 0, n_pending, {})
         if n_pending == 0:
             self._console.print("nothing to decode: every track has its outcome already")
-            _check_budget(budget, 0, n_pending, {})
             return 0.0
         committer = _Committer(self._ledger, self._run, self._signals, self._catalog.id_type)
         with TagProgress(self._console, n_pending) as progress, self._counted(progress):
             cluster = connected(self._config.ray, meanwhile=self._checkpoint.check)
-            with cluster as n_cpus, committer:
+            with cluster as n_cpus, _no_refusal(), committer:
                 self._signals.install()  # over the handlers that Ray has put in place
                 progress.begin_work()
-                for report in self._reports(plan, n_cpus):
+                for report in self._reports(plan, n_cpus, committer):
                     committer.add(report)
-                    progress.add(report.n_scored, report.reasons)
+                    progress.add(report.n_scored, [row["reason"] for row in report.rejects])
                     _check_budget(budget, progress.rejects.total(), n_pending, progress.rejects)
                 return progress.seconds
 
     def publish(self, plan: Plan) -> tuple[Outcome, Location, bool]:
         """Publish the night, unless the same one is there already."""
+        # A block that was done twice, its first worker lost, has left a part behind.
+        self._ledger.sweep(self._run.run_id)
         outcome = look_up_outcome(plan, self._ledger, self._job.identity)
         run_date = (self._config.run_date or self._run.started_at.date()).isoformat()
         folder = self._output.child("enriched", f"run_date={run_date}")
@@ -204,6 +206,7 @@ class _Night:
         content = content_id(
             [
                 self._catalog.fingerprint,
+                plan.fingerprint(),
                 self._ledger.content_id(),
                 asdict(self._job.identity),
                 prefix,
@@ -212,7 +215,6 @@ class _Night:
         present = read_marker(self._storage, folder)
         is_new = present is None or present["content_id"] != content
         if is_new:
-            self._run.lease.check()
             marker = {
                 "run_id": self._run.run_id,
                 "run_date": run_date,
@@ -223,7 +225,7 @@ class _Night:
             }
             publish(
                 self._storage, folder, self._catalog, outcome,
-                prefix=prefix, run_id=self._run.run_id, marker=marker,
+                prefix=prefix, run_id=self._run.run_id, marker=marker, check=self._run.lease.check,
             )  # fmt: skip
         self._run.manifest.update(
             published={"uri": folder.uri, "is_new": is_new, "content_id": content},
@@ -241,11 +243,14 @@ class _Night:
             max_reject_rate=self._config.max_reject_rate,
         )
 
-    def _reports(self, plan: Plan, n_cpus: int) -> Iterator[_Report]:
+    def _reports(self, plan: Plan, n_cpus: int, committer: _Committer) -> Iterator[BlockReport]:
         """Workers' reports as they come; after a signal those of the blocks in hand only."""
         n_in_hand = n_cpus
         with self._signals.graceful(_GRACE_SECONDS):
             for report in _stream(self._job, plan.pending, n_cpus):
+                if report is None:
+                    committer.commit_if_due()
+                    continue
                 yield report
                 n_in_hand -= self._signals.was_asked
                 if n_in_hand == 0:
@@ -268,6 +273,15 @@ class _Night:
             )
 
 
+@contextlib.contextmanager
+def _no_refusal() -> Iterator[None]:
+    """Past this point work has begun: a fault of the store no longer means `refused`."""
+    try:
+        yield
+    except RefusedError as error:
+        raise MerBatchError(str(error)) from error
+
+
 def _job(
     config: TagConfig, storage: Storage, output: Location, checkpoint: Checkpoint, run_id: str
 ) -> TagJob:
@@ -288,45 +302,31 @@ def _job(
 # ------------------------------------------------------------------------------- work
 
 
-class _Report:
-    """What a worker says of a block it has done: one row of ``tag.result_schema``."""
-
-    def __init__(self, row: pa.Table) -> None:
-        self.row = row
-        content = row.to_pylist()[0]
-        self.n_scored: int = content["n_scored"]
-        self.reasons: list[str] = [reject["reason"] for reject in content["rejects"]]
-        self.part: Part | None = None
-        if content["part_path"] is not None:
-            self.part = Part(content["part_path"], content["part_bytes"], self.n_scored)
-
-
-def _stream(job: TagJob, pending: pa.Table, n_cpus: int) -> Iterator[_Report]:
-    """Blocks of tracks in, one report a block out, in any order.
+def _stream(job: TagJob, pending: pa.Table, n_cpus: int) -> Iterator[BlockReport | None]:
+    """Blocks of tracks in, one report a block out, in any order; None where time passed without.
 
     A window of tasks is kept in flight: a worker that is done finds its next block waiting, and
-    the driver holds no more than the window, however long the night.
+    the driver holds no more than the window, however long the night. It grows with the cluster.
     """
     task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES)(tag_block)
     shared = ray.put(job)
-    blocks = _blocks(pending, n_cpus)
-    in_flight: list[ray.ObjectRef[pa.Table]] = []
+    blocks = enumerate(_blocks(pending, n_cpus))
+    in_flight: list[ray.ObjectRef[BlockReport]] = []
     while True:
-        free = _WINDOW_PER_CPU * n_cpus - len(in_flight)
-        in_flight += [task.remote(block, shared) for block in itertools.islice(blocks, free)]
+        free = _WINDOW_PER_CPU * cluster_cpus() - len(in_flight)
+        for number, block in itertools.islice(blocks, max(0, free)):
+            in_flight.append(task.remote(number, block, shared))
         if not in_flight:
             return
-        done, in_flight = ray.wait(in_flight, num_returns=1)
-        for report in ray.get(done):
-            yield _Report(report)
+        done, in_flight = ray.wait(in_flight, num_returns=1, timeout=_COMMIT_SECONDS)
+        yield from ray.get(done) if done else [None]
 
 
 def _blocks(pending: pa.Table, n_cpus: int) -> Iterator[pa.Table]:
     """Cut the work into blocks by its cost, not by its bytes."""
     n_tracks = min(_MAX_BLOCK_TRACKS, math.ceil(len(pending) / (n_cpus * _BLOCKS_PER_CPU)))
-    for number, begin in enumerate(range(0, len(pending), n_tracks)):
-        block = pending.slice(begin, n_tracks).combine_chunks()
-        yield block.append_column("block", pa.array([number] * len(block), pa.int64()))
+    for begin in range(0, len(pending), n_tracks):
+        yield pending.slice(begin, n_tracks).combine_chunks()
 
 
 def _check_budget(budget: Budget, n_rejected: int, n_pending: int, rejects: dict[str, int]) -> None:
@@ -356,7 +356,7 @@ class _Committer:
         self._run = this_run
         self._signals = signals
         self._id_type = id_type
-        self._waiting: list[_Report] = []
+        self._waiting: list[BlockReport] = []
         self._sequence = 0
         self._last = time.monotonic()
 
@@ -370,9 +370,13 @@ class _Committer:
         with contextlib.suppress(LeaseError) if error else contextlib.nullcontext():
             self._commit()
 
-    def add(self, report: _Report) -> None:
+    def add(self, report: BlockReport) -> None:
         """Take one report; commits when it is time."""
         self._waiting.append(report)
+        self.commit_if_due()
+
+    def commit_if_due(self) -> None:
+        """Commit what waits if the last commit is some seconds ago."""
         if time.monotonic() - self._last >= _COMMIT_SECONDS:
             self._commit()
 
@@ -381,12 +385,17 @@ class _Committer:
             return
         with self._signals.deferred():
             self._run.lease.check()
+            self._ledger.renew()
             # Rejects first: should the run end between the two, a mended track is only tried again.
-            reports = pa.concat_tables([report.row for report in self._waiting])
-            self._ledger.merge_rejects(reject_table(reports, self._id_type))
-            parts = [report.part for report in self._waiting if report.part is not None]
+            self._ledger.merge_rejects(reject_table(self._waiting, self._id_type))
+            parts = [
+                Part(report.part_path, report.part_bytes, report.n_scored)
+                for report in self._waiting
+                if report.part_path is not None
+            ]
             if parts:
-                self._sequence += 1
-                self._ledger.commit_parts(parts, run_id=self._run.run_id, sequence=self._sequence)
+                sequence = self._sequence + 1
+                self._ledger.commit_parts(parts, run_id=self._run.run_id, sequence=sequence)
+                self._sequence = sequence
             self._waiting.clear()
             self._last = time.monotonic()
