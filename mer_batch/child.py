@@ -123,11 +123,18 @@ class Child:
                 _send_track(self._socket, current)
             self._is_handed_over = False
             deadline = time.monotonic() + timeout
+            is_broken = False
             if following is not None:
-                # Blocks until the child takes it: it is the deadline of the current track.
-                _send_track(self._socket, following)
-                self._is_handed_over = True
+                try:
+                    # Blocks until the child takes it: it is the deadline of the current track.
+                    _send_track(self._socket, following)
+                    self._is_handed_over = True
+                except OSError:
+                    # The child is gone or hangs; the current track's reply may be there before.
+                    is_broken = True
             reply = _checked(_receive(self._socket, deadline, max_bytes=_MAX_REPLY_BYTES))
+            if is_broken:
+                self.close()
         except TimeoutError as error:
             self.close()
             raise AudioError(

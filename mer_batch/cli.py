@@ -99,7 +99,8 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
-        print(f"mer-batch: {error.format_message()}; see mer-batch --help", file=sys.stderr)
+        words = error.format_message().rstrip(".")
+        print(f"mer-batch: {words}; see mer-batch --help", file=sys.stderr)
         return 2
     return 0
 

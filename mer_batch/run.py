@@ -113,7 +113,7 @@ class Run:
         if error is not None:
             exit_code = error.exit_code if isinstance(error, MerBatchError) else 1
             message = f"{type(error).__name__}: {error}"
-            if isinstance(error, KeyboardInterrupt | SystemExit):
+            if is_stop(error):
                 # StopSignals, further out, makes the exception that users see of it.
                 exit_code, message = Interrupted.exit_code, "Interrupted: stopped by a signal"
             self.say(message)
@@ -165,8 +165,7 @@ class StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        # Ray's own handler, in place while it starts, raises SystemExit.
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if is_stop(error):
             raise self._interrupted() from error
 
     @property
@@ -219,7 +218,9 @@ class StopSignals:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"stopped by {self._requested or 'SIGINT'}; finished work is committed")
+        return Interrupted(
+            f"stopped by {self._requested or 'a signal'}; finished work is committed"
+        )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_first = self._requested is None
@@ -232,6 +233,13 @@ class StopSignals:
         if not self._deferred and not raised_before:
             # No subclass of Exception: library code must not catch it on the way.
             raise KeyboardInterrupt
+
+
+def is_stop(error: BaseException | None) -> bool:
+    """Whether this is what a signal raises: ours, or Ray's own handler while it starts."""
+    if isinstance(error, SystemExit):
+        return error.code == signal.SIGTERM
+    return isinstance(error, KeyboardInterrupt)
 
 
 def iso_now() -> str:
