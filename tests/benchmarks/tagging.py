@@ -100,11 +100,11 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
-def tag(folder: Path, workplace: Path) -> Figure:
+def tag(folder: Path, scratch: Path) -> Figure:
     """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
-    output = workplace / "out"
+    output = scratch / "out"
     shutil.rmtree(output, ignore_errors=True)
-    config = workplace / "tag.yaml"
+    config = scratch / "tag.yaml"
     config.write_text(
         yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
     )
@@ -138,7 +138,7 @@ def tag(folder: Path, workplace: Path) -> Figure:
     return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
 
 
-def kinds_of_files(workplace: Path) -> dict[str, list[Path]]:
+def kinds_of_files(scratch: Path) -> dict[str, list[Path]]:
     """Files to measure with: real music where there is some, and composed stereo pieces."""
     kinds: dict[str, list[Path]] = {}
     data = os.environ.get("MER_BATCH_DATA")
@@ -152,7 +152,7 @@ def kinds_of_files(workplace: Path) -> dict[str, list[Path]]:
     for mood in MOODS:
         for seed in range(6):
             left, right = (compose(mood, 2 * seed + side, seconds=30) for side in (0, 1))
-            path = workplace / f"{mood}-{seed}.mp3"
+            path = scratch / f"{mood}-{seed}.mp3"
             path.write_bytes(encode_mp3(np.stack([left, right], axis=1), quality=0.6))
             composed.append(path)
     kinds["composed 30-s pieces, stereo"] = composed
@@ -216,9 +216,9 @@ def main() -> None:
     chosen = options.parse_args()
     sections = []
     with tempfile.TemporaryDirectory() as name:
-        workplace = Path(name)
-        for number, (described, clips) in enumerate(kinds_of_files(workplace).items()):
-            rows = measure(clips, workplace / f"music-{number}", chosen.tracks, chosen.repeats)
+        scratch = Path(name)
+        for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
+            rows = measure(clips, scratch / f"music-{number}", chosen.tracks, chosen.repeats)
             sections.append(f"## {described}\n\n{_HEADINGS}\n" + "\n".join(rows))
     packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
     report = _REPORT.format(
