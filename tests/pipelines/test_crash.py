@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -64,13 +65,22 @@ def start(config: Path) -> subprocess.Popen[bytes]:
 def kill(driver: subprocess.Popen[bytes]) -> None:
     """Kill the driver; its workers and their decoders must die with it."""
     family = psutil.Process(driver.pid).children(recursive=True)
-    idle = [process for process in family if "Agent" in process.name()]
     driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs([p for p in family if p not in idle], timeout=20)
-    assert not alive, "workers outlived the driver"
-    for agent in idle:  # these go by themselves too, but take a minute
-        agent.kill()
+    _, left = psutil.wait_procs(family, timeout=3)
+    _, busy = psutil.wait_procs([p for p in left if not is_idle_agent(p)], timeout=20)
+    assert not busy, "workers outlived the driver"
+    for agent in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()
+
+
+def is_idle_agent(process: psutil.Process) -> bool:
+    """Ray's agents do no work of ours; they end by themselves too, but take a minute."""
+    try:
+        return "Agent" in process.name()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(what: Callable[[], object], driver: subprocess.Popen[bytes]) -> bool:
