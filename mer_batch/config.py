@@ -253,6 +253,234 @@ class TrainConfig(_Section):
     n_repeats: int = Field(10, ge=1)
 
 
+class LabelledDataConfig(_Section):
+    """One labelled data set; its key in ``data`` is its name in tables, cards and folders.
+
+    Attributes
+    ----------
+    uri : str
+        A local folder with the release (or, for ``table``, the table itself).
+    loader : str, optional
+        A file in ``datasets/``; the data set's own name by default.
+    options : dict
+        The loader's own, such as the columns of a table.
+    features : str, optional
+        An ``output.uri`` of ``mer-batch extract`` to take features from as they are. By default
+        they lie in ``<output.uri>/<name>``, and what is missing there is extracted first.
+    """
+
+    uri: NonEmpty
+    loader: NonEmpty | None = None
+    options: dict[str, Any] = {}
+    features: NonEmpty | None = None
+
+
+class FeaturesConfig(_Section):
+    """Which features are kept of a track, and how.
+
+    Attributes
+    ----------
+    name : str
+        A file in ``feature_sets/``.
+    placement : {"even", "random"}
+        Segments spread evenly over a track, as ``tag`` scores them, or at random places that
+        follow from the track's id alone.
+    max_segments : int, optional
+        Of a track; the feature set's own number by default.
+    dtype : {"float16", "float32"}
+        Of the decibels on disk.
+    """
+
+    name: NonEmpty = "log_mel"
+    placement: Literal["even", "random"] = "even"
+    max_segments: int | None = Field(None, ge=1, le=1000)
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class ExtractConfig(_Section):
+    """Configuration of ``mer-batch extract``: a catalog in, ``features/`` out.
+
+    Attributes
+    ----------
+    max_reject_rate : float
+        Share of the tracks tried that may end as rejects; above it the run stops, and what was
+        extracted is kept.
+    """
+
+    catalog: CatalogConfig
+    output: OutputConfig
+    features: FeaturesConfig = FeaturesConfig()
+    audio: AudioConfig = AudioConfig()
+    storage: StorageConfig = StorageConfig()
+    ray: RayConfig = RayConfig()
+    max_reject_rate: float = Field(0.1, ge=0, le=1)
+
+
+class AugmentConfig(_Section):
+    """What is done to a training clip's mel spectrogram, anew in every epoch; 0 switches off.
+
+    Attributes
+    ----------
+    crop_seconds : float
+        Length of the random crop that the model is shown [s]; 0 shows whole segments.
+    n_time_masks, max_time_mask_seconds, n_band_masks, max_band_mask
+        Stretches of time and runs of bands that are blanked.
+    gain_db : float
+        Level is shifted by up to so much either way [dB].
+    stretch : float
+        Time is resampled by a factor between 1 - stretch and 1 + stretch.
+    mixup : float
+        Parameter of the beta distribution that two clips are mixed by.
+    """
+
+    crop_seconds: float = Field(0.0, ge=0)
+    n_time_masks: int = Field(0, ge=0)
+    max_time_mask_seconds: float = Field(1.0, gt=0)
+    n_band_masks: int = Field(0, ge=0)
+    max_band_mask: int = Field(8, ge=1)
+    gain_db: float = Field(0.0, ge=0)
+    stretch: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+
+
+class TrainingConfig(_Section):
+    """How a network is trained; models with a closed form need none of it.
+
+    Attributes
+    ----------
+    optimizer : {"adam", "adamw"}
+    learning_rate, weight_decay : float
+    epochs, batch_size : int
+        Batches over all workers together.
+    schedule : {"constant", "cosine"}
+        Of the learning rate, cosine after a linear warm-up of `warmup_epochs`.
+    patience : int, optional
+        Stop after so many epochs without a better validation loss; null: never.
+    restore_best : bool
+        Keep the weights of the epoch with the best validation loss, not of the last.
+    standardise : bool
+        Per band, with mean and deviation of the training split only.
+    precision : {"float32", "mixed"}
+        Mixed precision needs a GPU.
+    n_members : int
+        Networks in the ensemble, each from another seed.
+    augment : AugmentConfig
+    """
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(32, ge=1)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0)
+    patience: int | None = Field(None, ge=1)
+    restore_best: bool = True
+    standardise: bool = True
+    precision: Literal["float32", "mixed"] = "float32"
+    n_members: int = Field(1, ge=1)
+    augment: AugmentConfig = AugmentConfig()
+
+
+class RecipeConfig(_Section):
+    """One way to get a model: its architecture, its features, and how it is fitted.
+
+    Attributes
+    ----------
+    model : str
+        A file in ``models/``.
+    parameters : dict
+        The model's constructor arguments, where they differ from its defaults.
+    fit : dict
+        Arguments of the closed-form fit, for models that have one.
+    features : FeaturesConfig
+    training : TrainingConfig
+    """
+
+    model: NonEmpty
+    parameters: dict[str, Any] = {}
+    fit: dict[str, Any] = {}
+    features: FeaturesConfig = FeaturesConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class SplitConfig(_Section):
+    """How clips are divided into what is learned from and what is measured on.
+
+    Attributes
+    ----------
+    kind : {"grouped", "random", "official"}
+        ``grouped``: folds that keep every album or artist whole. ``random``: as the paper, clips
+        of one album on both sides. ``official``: the data set's own split.
+    n_folds, n_repeats : int
+        Of the cross-validation: how many parts, and how many times it is drawn anew. A random
+        split has one part of `test_share` instead of folds.
+    validation_share, test_share : float
+        Share of the training clips kept for early stopping; share of all clips in a random
+        split's test part.
+    seed : int
+    """
+
+    kind: Literal["grouped", "random", "official"] = "grouped"
+    n_folds: int = Field(5, ge=2)
+    n_repeats: int = Field(3, ge=1)
+    validation_share: float = Field(0.2, gt=0, lt=1)
+    test_share: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class WorkersConfig(_Section):
+    """Where networks are trained.
+
+    Attributes
+    ----------
+    n_workers : int
+        Ray Train workers; gradients are averaged over them. 0 trains in the driver, without Ray.
+    use_gpu : bool
+        One GPU a worker (nccl); else CPUs (gloo).
+    max_failures : int
+        How many times training resumes from its last epoch after a worker or node has died.
+    """
+
+    n_workers: int = Field(1, ge=0)
+    use_gpu: bool = False
+    max_failures: int = Field(3, ge=0)
+
+
+class LearnConfig(_Section):
+    """Configuration of ``mer-batch train`` and ``mer-batch evaluate``.
+
+    Attributes
+    ----------
+    data : dict of str to LabelledDataConfig
+        The first is the one whose ratings the model is to give.
+    recipes : dict of str to RecipeConfig
+        By the name they have in tables; ``train`` fits one, ``evaluate`` measures them all.
+    recipe : str, optional
+        The one to train; the first by default.
+    baselines : list of str
+        Files in ``baselines/``, measured beside the recipes on the same features.
+    """
+
+    data: dict[str, LabelledDataConfig] = Field(min_length=1)
+    output: OutputConfig
+    recipes: dict[str, RecipeConfig] = Field(min_length=1)
+    recipe: NonEmpty | None = None
+    baselines: list[NonEmpty] = ["mean", "ridge", "extra_trees"]
+    split: SplitConfig = SplitConfig()
+    workers: WorkersConfig = WorkersConfig()
+    audio: AudioConfig = AudioConfig()
+    storage: StorageConfig = StorageConfig()
+    ray: RayConfig = RayConfig()
+    max_reject_rate: float = Field(0.1, ge=0, le=1)
+
+
+class LabelsConfig(_Section):
+    """Configuration of ``mer-batch labels``: the same ``data`` as for training."""
+
+    data: dict[str, LabelledDataConfig] = Field(min_length=1)
+
+
 Config = TypeVar("Config", bound=_Section)
 
 

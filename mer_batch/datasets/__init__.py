@@ -38,6 +38,10 @@ class LabelledClip:
     valence_std, arousal_std : float or None
         Standard deviation between raters, on the scale of the ratings here; None where the
         release does not say.
+    split : {"train", "validation", "test"} or None
+        The release's own; None where it has none.
+    recording_id : str or None
+        Names the recording across data sets that share some, as ``mediaeval/123``.
     """
 
     track_id: str
@@ -47,6 +51,8 @@ class LabelledClip:
     group: str
     valence_std: float | None = None
     arousal_std: float | None = None
+    split: str | None = None
+    recording_id: str | None = None
 
 
 @dataclass(frozen=True)
