@@ -1,6 +1,6 @@
-"""Train the built-in model on labelled clips.
+"""Train a model on labelled clips.
 
-ray job submit --working-dir . -- python jobs/train.py configs/train_builtin.yaml [key=value ...]
+ray job submit --working-dir . -- python jobs/train.py configs/train.yaml [key=value ...]
 """
 
 import sys

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_batch import schema
 from mer_batch.errors import CheckpointError, MerBatchError
@@ -22,7 +22,7 @@ from mer_batch.feature_sets import FeatureSet, feature_set
 if TYPE_CHECKING:
     import torch
 
-    from mer_batch.storage import Storage
+    from mer_batch.storage import Location, Storage
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -38,6 +38,29 @@ class FeatureShape(BaseModel):
     n_mels: int
     segment_frames: int
     unit: str
+
+
+class Intervals(BaseModel):
+    """Split-conformal intervals around scores; see ``mer_batch.conformal``.
+
+    Attributes
+    ----------
+    level : float
+        Share of unseen clips that an interval covers.
+    calibrated_on : str
+        The data set whose out-of-fold residuals they follow from.
+    half_width : dict of str to float or None
+        How far an interval reaches either way; None where the clips were too few.
+    coverage : dict of str to float or None
+        As measured, on folds that took no part in the calibration.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    level: float = Field(gt=0, lt=1)
+    calibrated_on: str
+    half_width: dict[str, float | None]
+    coverage: dict[str, float | None]
 
 
 class Card(BaseModel):
@@ -63,6 +86,11 @@ class Card(BaseModel):
         Measured R^2: {data set: {"valence": ..., "arousal": ..., "protocol": ...}}.
     notes : str
         What a user must know before relying on the scores.
+    intervals : dict, optional
+        How far either way the interval around a score reaches that covers 90 % of unseen clips:
+        {"level": 0.9, "half_width": {"valence": ..., "arousal": ...}, ...}.
+    recipe : dict
+        How it was trained, as configured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,6 +104,8 @@ class Card(BaseModel):
     training_data: list[dict[str, Any]]
     r2: dict[str, dict[str, Any]]
     notes: str = ""
+    intervals: Intervals | None = None
+    recipe: dict[str, Any] = {}
 
 
 class Checkpoint:
@@ -133,29 +163,38 @@ class Checkpoint:
         ------
         CheckpointError
         """
-        import torch
+        try_model(self.build(), self.card.model, self.feature_set, origin=self.origin)
 
-        model = self.build()
-        features = torch.zeros(1, self.feature_set.mel.n_mels, self.feature_set.segment_frames)
-        try:
-            with torch.inference_mode():
-                outputs = model(features)
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.origin}: model={self.card.model!r} does not accept features of shape "
-                f"(n_mels={features.shape[1]}, n_frames={features.shape[2]}): {error}"
-            ) from error
-        shape = tuple(outputs.shape)
-        if not torch.isfinite(outputs).all():
-            raise CheckpointError(
-                f"{self.origin}: model={self.card.model!r} returns values that are not finite; "
-                "its weights are damaged"
-            )
-        if len(shape) != 3 or shape[0] != 1 or shape[2] != len(schema.TARGETS):
-            raise CheckpointError(
-                f"{self.origin}: model={self.card.model!r} returned shape {shape}; "
-                f"(batch, n_members, {len(schema.TARGETS)}) is needed"
-            )
+
+def try_model(model: torch.nn.Module, name: str, feature_set: FeatureSet, *, origin: str) -> None:
+    """Run a model once on features of the shape it will be shown.
+
+    Raises
+    ------
+    CheckpointError
+        Where it fails, or its output is not of the right shape or not finite.
+    """
+    import torch
+
+    features = torch.zeros(1, feature_set.mel.n_mels, feature_set.segment_frames)
+    try:
+        with torch.inference_mode():
+            outputs = model(features)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{origin}: model={name!r} does not accept features of shape "
+            f"(n_mels={features.shape[1]}, n_frames={features.shape[2]}): {error}"
+        ) from error
+    shape = tuple(outputs.shape)
+    if not torch.isfinite(outputs).all():
+        raise CheckpointError(
+            f"{origin}: model={name!r} returns values that are not finite; its weights are damaged"
+        )
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != len(schema.TARGETS):
+        raise CheckpointError(
+            f"{origin}: model={name!r} returned shape {shape}; "
+            f"(batch, n_members, {len(schema.TARGETS)}) is needed"
+        )
 
 
 def _parse_card(card_json: bytes, origin: str) -> Card:
@@ -205,35 +244,38 @@ def feature_shape(features: FeatureSet) -> FeatureShape:
 
 
 def save_checkpoint(
-    folder: Path,
+    storage: Storage,
+    folder: Location,
     *,
-    model: str,
-    parameters: dict[str, Any],
-    features: FeatureSet,
     state: dict[str, torch.Tensor],
-    training_data: list[dict[str, Any]],
-    r2: dict[str, dict[str, Any]],
-    notes: str = "",
+    features: FeatureSet,
+    **content: Any,
 ) -> Card:
-    """Write a checkpoint; the weights first, so that a card never names weights not there."""
+    """Write a checkpoint; the weights first, so that a card never names weights not there.
+
+    Parameters
+    ----------
+    storage : Storage
+    folder : Location
+    state : dict of str to Tensor
+        The model's weights.
+    features : FeatureSet
+    **content
+        The card's other entries: ``model, parameters, training_data, r2, notes, ...``.
+    """
     import safetensors.torch
 
     weights = safetensors.torch.save({name: t.contiguous() for name, t in state.items()})
     card = Card(
-        model=model,
-        parameters=parameters,
         features=feature_shape(features),
         targets=list(schema.TARGETS),
         scale=[-1, 1],
         weights_sha256=hashlib.sha256(weights).hexdigest(),
-        training_data=training_data,
-        r2=r2,
-        notes=notes,
+        **content,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS_NAME).write_bytes(weights)
+    storage.write(folder.child(WEIGHTS_NAME), weights)
     text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False)
-    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+    storage.write(folder.child(CARD_NAME), (text + "\n").encode())
     return card
 
 

@@ -55,24 +55,26 @@ def tag(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train the built-in model on labelled clips, measure it and write a checkpoint."""
-    from rich.table import Table
+    """Train a recipe on labelled clips, measure it on clips it has not seen, write a checkpoint."""
+    from mer_batch.config import LearnConfig, load_config
+    from mer_batch.pipelines import training
+    from mer_batch.summary import print_train_summary
 
-    from mer_batch.config import TrainConfig, load_config
-    from mer_batch.schema import TARGETS
-    from mer_batch.train import describe_r2, run
-
-    settings = load_config(TrainConfig, config, overrides or [])
+    settings = load_config(LearnConfig, config, overrides or [])
     console = _console()
-    summary = run(settings, console.print)
-    table = Table("R^2 (95 % interval)", "clips", *TARGETS)
-    for name, entry in summary.card.r2.items():
-        cells = [describe_r2(entry, target) for target in TARGETS]
-        table.add_row(name, str(entry["n_clips"]), *cells)
-    console.print(table)
-    for reject in summary.rejects:
-        console.print(f"left out {reject.dataset} {reject.track_id}: {reject.message}")
-    console.print(f"checkpoint  {summary.folder}")
+    print_train_summary(console, training.run(settings, console))
+
+
+@app.command()
+def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Measure recipes on clips they have not seen, beside baselines and printed results."""
+    from mer_batch.config import LearnConfig, load_config
+    from mer_batch.pipelines import evaluation
+    from mer_batch.summary import print_evaluation_summary
+
+    settings = load_config(LearnConfig, config, overrides or [])
+    console = _console()
+    print_evaluation_summary(console, evaluation.run(settings, console))
 
 
 @app.command()

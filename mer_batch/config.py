@@ -187,72 +187,6 @@ class TagConfig(_Section):
         return [self.output.prefix + field.name for field in schema.ENRICHED_FIELDS]
 
 
-class TrainDataConfig(_Section):
-    """Which labelled data sets to learn from.
-
-    Attributes
-    ----------
-    uri : str
-        A local folder that holds a folder for each data set, of its loader's name.
-    target : str
-        The data set whose ratings the model is to give.
-    related : list of str
-        Data sets that help, as separate but correlated tasks.
-    """
-
-    uri: NonEmpty
-    target: NonEmpty = "musifeast17"
-    related: list[NonEmpty] = ["soundtracks"]
-
-    @model_validator(mode="after")
-    def _named_once(self) -> TrainDataConfig:
-        names = [self.target, *self.related]
-        if len(set(names)) < len(names):
-            raise ValueError(f"target and related must name each data set once: {names}")
-        return self
-
-
-class TrainOutputConfig(_Section):
-    """The local folder that the checkpoint is written to."""
-
-    uri: NonEmpty
-
-
-class PooledRidgeConfig(_Section):
-    """The built-in model; see ``models/pooled_ridge.py``.
-
-    Attributes
-    ----------
-    n_members : int
-        Regressions in the ensemble.
-    coupling : float
-        Correlation between the tasks' regressions: 0 ignores the related sets, 1 pools them.
-    """
-
-    name: Literal["pooled_ridge"] = "pooled_ridge"
-    n_members: int = Field(16, ge=1, le=1000)
-    coupling: float = Field(0.7, ge=0, le=1)
-
-
-class TrainConfig(_Section):
-    """Configuration of ``mer-batch train``.
-
-    Attributes
-    ----------
-    seed : int
-        Of the folds and of the ensemble's members.
-    n_folds, n_repeats : int
-        Of the cross-validation: how many parts, and how many times it is drawn anew.
-    """
-
-    data: TrainDataConfig
-    output: TrainOutputConfig
-    model: PooledRidgeConfig = PooledRidgeConfig()
-    seed: int = Field(0, ge=0)
-    n_folds: int = Field(5, ge=2)
-    n_repeats: int = Field(10, ge=1)
-
-
 class LabelledDataConfig(_Section):
     """One labelled data set; its key in ``data`` is its name in tables, cards and folders.
 
@@ -460,6 +394,10 @@ class LearnConfig(_Section):
         The one to train; the first by default.
     baselines : list of str
         Files in ``baselines/``, measured beside the recipes on the same features.
+    title : str
+        Of the evaluation's page.
+    notes : list of str
+        Paragraphs of the evaluation's page.
     """
 
     data: dict[str, LabelledDataConfig] = Field(min_length=1)
@@ -467,6 +405,8 @@ class LearnConfig(_Section):
     recipes: dict[str, RecipeConfig] = Field(min_length=1)
     recipe: NonEmpty | None = None
     baselines: list[NonEmpty] = ["mean", "ridge", "extra_trees"]
+    title: NonEmpty = "How good the scores are"
+    notes: list[NonEmpty] = []
     split: SplitConfig = SplitConfig()
     workers: WorkersConfig = WorkersConfig()
     audio: AudioConfig = AudioConfig()

@@ -33,6 +33,23 @@ def pearson(labels: Float64, predictions: Float64) -> Float64:
     return _divide((y * p).sum(axis=0), np.sqrt((y**2).sum(axis=0) * (p**2).sum(axis=0)))
 
 
+def ccc(labels: Float64, predictions: Float64) -> Float64:
+    """Concordance correlation: 1 only where predictions equal labels, not merely follow them.
+
+    ``2 cov(y, p) / (var(y) + var(p) + (mean(y) - mean(p))^2)``; NaN where both are constant.
+
+    References
+    ----------
+    Lin, L. "A Concordance Correlation Coefficient to Evaluate Reproducibility", Biometrics 45,
+    1989.
+    """
+    _check_shapes(labels, predictions)
+    y_mean, p_mean = labels.mean(axis=0), predictions.mean(axis=0)
+    covariance = ((labels - y_mean) * (predictions - p_mean)).mean(axis=0)
+    spread = labels.var(axis=0) + predictions.var(axis=0) + (y_mean - p_mean) ** 2
+    return _divide(2 * covariance, spread)
+
+
 def rmse(labels: Float64, predictions: Float64) -> Float64:
     """Root mean square error, in the unit of the labels."""
     _check_shapes(labels, predictions)

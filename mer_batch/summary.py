@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.table import Table
 
 from mer_batch.schema import REASONS, TARGETS
 
 if TYPE_CHECKING:
+    from mer_batch.pipelines.evaluation import EvaluationSummary
     from mer_batch.pipelines.tagging import TagSummary
+    from mer_batch.pipelines.training import TrainSummary
 
 
 def print_tag_summary(console: Console, summary: TagSummary) -> None:
@@ -39,3 +42,40 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         console.print(f"{name:<{width}}  {value}")
+
+
+def print_train_summary(console: Console, summary: TrainSummary) -> None:
+    """Print how good the model is, how far its intervals reach, and where it lies."""
+    from mer_batch.evaluate import describe_r2
+
+    table = Table("R^2 (95 % interval)", "clips", *TARGETS)
+    for name, entry in summary.card.r2.items():
+        cells = [describe_r2(entry, target) for target in TARGETS]
+        table.add_row(name, str(entry["n_clips"]), *cells)
+    console.print(table)
+    intervals = summary.card.intervals
+    if intervals is not None:
+        for target in TARGETS:
+            width, coverage = intervals.half_width[target], intervals.coverage[target]
+            if width is not None and coverage is not None:
+                console.print(
+                    f"{target}: {intervals.level:.0%} intervals reach {width:.2f} either way; on "
+                    f"clips they were not calibrated on they cover {coverage:.1%}"
+                )
+    for reject in summary.rejects:
+        console.print(f"left out {reject.dataset} {reject.track_id}: {reject.message}")
+    console.print(f"checkpoint  {summary.checkpoint_uri}")
+
+
+def print_evaluation_summary(console: Console, summary: EvaluationSummary) -> None:
+    """Print a table for each data set, what beats what, and where the page lies."""
+    from mer_batch.evaluation_page import text_tables
+
+    for note in summary.evaluation.notes:
+        console.print(note)
+    for table in text_tables(summary.evaluation):
+        console.print(table)
+    for line in summary.evaluation.verdicts():
+        console.print(line)
+    console.print(f"page     {summary.folder_uri}/report.html")
+    console.print(f"results  {summary.folder_uri}/results.parquet, predictions.parquet")

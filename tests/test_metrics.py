@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score, root_mean_squared_error
 
-from mer_batch.metrics import bootstrap_interval, pearson, r2, rmse
+from mer_batch.metrics import bootstrap_interval, ccc, pearson, r2, rmse
 
 
 @pytest.fixture
@@ -45,6 +45,18 @@ def test_what_is_not_defined_is_nan(labels: np.ndarray) -> None:
     constant = np.full_like(labels, 0.5)
     assert np.isnan(r2(constant, labels)).all()
     assert np.isnan(pearson(labels, constant)).all()
+
+
+def test_concordance_punishes_offset_and_scale_that_correlation_forgives() -> None:
+    labels = np.random.default_rng(4).normal(size=(50, 1))
+    assert ccc(labels, labels) == pytest.approx([1])
+    mean, variance = labels.mean(), labels.var()
+    # Worked out by hand from Lin's definition.
+    assert ccc(labels, labels + 0.5) == pytest.approx([2 * variance / (2 * variance + 0.25)])
+    halved = mean + 0.5 * (labels - mean)
+    assert ccc(labels, halved) == pytest.approx([0.8])
+    assert pearson(labels, halved) == pytest.approx([1])
+    assert ccc(labels, -labels + 2 * mean) == pytest.approx([-1])
 
 
 def test_shapes_that_would_broadcast_are_refused(labels: np.ndarray) -> None:

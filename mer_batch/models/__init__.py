@@ -16,6 +16,18 @@ from mer_batch.errors import ConfigError
 from mer_batch.registry import load_plugin, plugin_names
 
 
+def model_class(name: str) -> type[torch.nn.Module]:
+    """The class of a model.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, with the names there are.
+    """
+    found: type[torch.nn.Module] = load_plugin(__name__, name, kind="model").Model
+    return found
+
+
 def build_model(name: str, parameters: dict[str, Any]) -> torch.nn.Module:
     """Build a model, its weights not yet set.
 
@@ -24,9 +36,8 @@ def build_model(name: str, parameters: dict[str, Any]) -> torch.nn.Module:
     ConfigError
         For an unknown name, or parameters that the model does not take.
     """
-    model_class = load_plugin(__name__, name, kind="model").Model
     try:
-        model: torch.nn.Module = model_class(**parameters)
+        model = model_class(name)(**parameters)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model {name!r} refuses parameters={parameters!r}: {error}") from error
     return model.eval()
