@@ -78,6 +78,20 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def labels(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check labelled data sets and print what they hold."""
+    from mer_batch.config import LabelsConfig, load_config
+    from mer_batch.errors import DatasetError
+    from mer_batch.labels import run
+    from mer_batch.summary import print_labels_report
+
+    report = run(load_config(LabelsConfig, config, overrides or []))
+    print_labels_report(_console(), report)
+    if report.faults:
+        raise DatasetError("\n".join(report.faults))
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for audio, scores and picture.")

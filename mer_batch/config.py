@@ -416,9 +416,18 @@ class LearnConfig(_Section):
 
 
 class LabelsConfig(_Section):
-    """Configuration of ``mer-batch labels``: the same ``data`` as for training."""
+    """Configuration of ``mer-batch labels``.
+
+    Attributes
+    ----------
+    data : dict of str to LabelledDataConfig
+        As for training.
+    audio : bool
+        Whether every clip's audio must be there.
+    """
 
     data: dict[str, LabelledDataConfig] = Field(min_length=1)
+    audio: bool = True
 
 
 Config = TypeVar("Config", bound=_Section)

@@ -43,7 +43,7 @@ class CheckpointError(RefusedError):
 
 
 class DatasetError(RefusedError):
-    """A labelled data set is incomplete; the message names the missing file."""
+    """A labelled data set cannot be used; the message names the missing file or the rows."""
 
 
 class StorageError(RefusedError):

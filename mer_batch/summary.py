@@ -11,7 +11,11 @@ from rich.table import Table
 from mer_batch.schema import REASONS, TARGETS
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from mer_batch.pipelines.evaluation import EvaluationSummary
+=======
+    from mer_batch.labels import LabelsReport, LabelSummary
+>>>>>>> w-datasets
     from mer_batch.pipelines.tagging import TagSummary
     from mer_batch.pipelines.training import TrainSummary
 
@@ -44,6 +48,7 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
         console.print(f"{name:<{width}}  {value}")
 
 
+<<<<<<< HEAD
 def print_train_summary(console: Console, summary: TrainSummary) -> None:
     """Print how good the model is, how far its intervals reach, and where it lies."""
     from mer_batch.evaluate import describe_r2
@@ -79,3 +84,45 @@ def print_evaluation_summary(console: Console, summary: EvaluationSummary) -> No
         console.print(line)
     console.print(f"page     {summary.folder_uri}/report.html")
     console.print(f"results  {summary.folder_uri}/results.parquet, predictions.parquet")
+=======
+def print_labels_report(console: Console, report: LabelsReport) -> None:
+    """Print a column of figures for each labelled data set, then their terms and what to note."""
+    columns = [_label_figures(summary) for summary in report.summaries]
+    if columns:
+        table = Table("", *(summary.dataset.name for summary in report.summaries))
+        for name in columns[0]:
+            table.add_row(name, *(column[name] for column in columns))
+        # As wide as its cells: a narrow or unknown terminal must not break figures.
+        table.width = console.measure(table, options=console.options.update(max_width=999)).maximum
+        console.print(table)
+    for summary in report.summaries:
+        console.print(f"licence  {summary.dataset.name}: {summary.dataset.licence}")
+    for note in report.notes:
+        console.print(f"note     {note}")
+
+
+def _label_figures(summary: LabelSummary) -> dict[str, str]:
+    n_clips, n_missing = len(summary.dataset.clips), summary.n_missing
+    n_raters = summary.dataset.n_raters
+    figures = {
+        "clips": f"{n_clips:,}",
+        "groups": f"{summary.n_groups:,} {summary.dataset.grouped_by}",
+        "audio found": "not looked for" if n_missing is None else f"{n_clips - n_missing:,}",
+        "audio missing": "" if n_missing is None else f"{n_missing:,}",
+        "source scale": summary.dataset.scale,
+    }
+    for target, found in summary.targets.items():
+        figures[f"{target}: range"] = f"{found.low:+.2f} to {found.high:+.2f}"
+        figures[f"{target}: mean, std"] = f"{found.mean:+.2f}, {found.std:.2f}"
+    figures["correlation"] = f"{summary.correlation:+.2f}"
+    figures["distinct pairs"] = f"{summary.n_distinct:,}"
+    figures["official split"] = (
+        ", ".join(f"{count:,} {name}" for name, count in summary.splits.items()) or "none"
+    )
+    figures["spread between raters"] = "known" if summary.has_spread else "unknown"
+    figures["raters a clip"] = "unknown" if n_raters is None else f"{n_raters}"
+    figures["ceiling of R^2 (V, A)"] = (
+        "unknown" if summary.ceiling is None else "{:.2f}, {:.2f}".format(*summary.ceiling)
+    )
+    return figures
+>>>>>>> w-datasets

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mer_batch.datasets import LabelledClip, rating, rating_spread, read_table
+from mer_batch.datasets import LabelledClip, Labels
+from mer_batch.ratings import Scale, read_ratings, read_table
 
 MUSIC = "general music of 17 genres"
 LICENCE = "Labels CC0; the clips are of commercial recordings, for research only."
@@ -24,22 +25,30 @@ CITATION = (
 )
 SOURCE = "https://doi.org/10.3758/s13428-025-02724-0"
 GROUPED_BY = "artist"
+# Reliability of the mean ratings, as published with the set.
+CEILING = (0.83, 0.96)
+
+_SCALE = Scale(1, 5)
 
 
-def load(folder: Path) -> list[LabelledClip]:
+def load(folder: Path) -> Labels:
     """Load the clips; see :func:`mer_batch.datasets.load_dataset`."""
     path = folder / "labels.csv"
-    spreads = ["valence_SD", "arousal_SD"]
-    rows = read_table(path, ["CLIP_NAME", "ARTIST", "valence_M", "arousal_M", *spreads])
-    return [
+    columns = {
+        "valence": "valence_M",
+        "arousal": "arousal_M",
+        "valence_std": "valence_SD",
+        "arousal_std": "arousal_SD",
+    }
+    rows = read_table(path, ["CLIP_NAME", "ARTIST", *columns.values()])
+    ratings = read_ratings(rows, _SCALE, path=path, **columns)
+    clips = [
         LabelledClip(
             track_id=row["CLIP_NAME"],
             audio_path=folder / "audio" / f"{row['CLIP_NAME']}.mp3",
-            valence=rating(row, "valence_M", low=1, high=5, path=path),
-            arousal=rating(row, "arousal_M", low=1, high=5, path=path),
             group=row["ARTIST"],
-            valence_std=rating_spread(row, "valence_SD", low=1, high=5, path=path),
-            arousal_std=rating_spread(row, "arousal_SD", low=1, high=5, path=path),
+            **rated,
         )
-        for row in rows
+        for row, rated in zip(rows, ratings, strict=True)
     ]
+    return Labels(clips, str(_SCALE))
