@@ -11,11 +11,8 @@ from rich.table import Table
 from mer_batch.schema import REASONS, TARGETS
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from mer_batch.pipelines.evaluation import EvaluationSummary
-=======
     from mer_batch.labels import LabelsReport, LabelSummary
->>>>>>> w-datasets
+    from mer_batch.pipelines.evaluation import EvaluationSummary
     from mer_batch.pipelines.tagging import TagSummary
     from mer_batch.pipelines.training import TrainSummary
 
@@ -48,7 +45,6 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
         console.print(f"{name:<{width}}  {value}")
 
 
-<<<<<<< HEAD
 def print_train_summary(console: Console, summary: TrainSummary) -> None:
     """Print how good the model is, how far its intervals reach, and where it lies."""
     from mer_batch.evaluate import describe_r2
@@ -84,7 +80,8 @@ def print_evaluation_summary(console: Console, summary: EvaluationSummary) -> No
         console.print(line)
     console.print(f"page     {summary.folder_uri}/report.html")
     console.print(f"results  {summary.folder_uri}/results.parquet, predictions.parquet")
-=======
+
+
 def print_labels_report(console: Console, report: LabelsReport) -> None:
     """Print a column of figures for each labelled data set, then their terms and what to note."""
     columns = [_label_figures(summary) for summary in report.summaries]
@@ -125,4 +122,3 @@ def _label_figures(summary: LabelSummary) -> dict[str, str]:
         "unknown" if summary.ceiling is None else "{:.2f}, {:.2f}".format(*summary.ceiling)
     )
     return figures
->>>>>>> w-datasets

@@ -20,9 +20,10 @@ from mer_batch.config import (
     OutputConfig,
     RecipeConfig,
 )
-from mer_batch.datasets import Dataset, load_dataset, without_repeats
+from mer_batch.datasets import Dataset, without_repeats
 from mer_batch.errors import ConfigError, RefusedError
 from mer_batch.feature_sets import FeatureSet, configured_feature_set
+from mer_batch.labels import load_configured
 from mer_batch.learners import (
     BaselineLearner,
     ClosedFormLearner,
@@ -101,10 +102,7 @@ def load_labels(config: LearnConfig) -> tuple[list[Dataset], list[str]]:
     ------
     ConfigError, DatasetError
     """
-    loaded = [
-        load_dataset(name, data.uri, loader=data.loader, options=data.options)
-        for name, data in config.data.items()
-    ]
+    loaded = [load_configured(name, settings) for name, settings in config.data.items()]
     datasets, notes = without_repeats(loaded)
     said = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
     return datasets, said + notes

@@ -237,7 +237,7 @@ def test_a_labelled_table_is_learned_from_like_any_set(local_ray: None, tmp_path
         "mine": {
             "loader": "table",
             "uri": str(tmp_path / "moods.csv"),
-            "options": {"columns": columns, "scale": [0, 100]},
+            "options": columns | {"scale": [0, 100]},
         }
     }
     card = training.run(configured(tmp_path, tmp_path / "out", data=data), console()).card
