@@ -162,13 +162,14 @@ def load_dataset(
     except (ConfigError, DatasetError) as error:
         raise type(error)(f"data set {name!r}: {error}") from error
     words = ("music", "licence", "citation", "source", "grouped_by")
+    about = {word: getattr(plugin, word.upper()) for word in words} | labels.about
     dataset = Dataset(
         name=name,
         clips=_own_groups(labels.clips),
         scale=labels.scale,
-        notes=[*labels.notes, *_ungrouped(labels, plugin.GROUPED_BY)],
+        notes=[*labels.notes, *_ungrouped(labels, about["grouped_by"])],
         ceiling=getattr(plugin, "CEILING", None),
-        **{word: labels.about.get(word, getattr(plugin, word.upper())) for word in words},
+        **about | ({} if any(clip.group for clip in labels.clips) else {"grouped_by": "track"}),
     )
     notes = check_audio(dataset) if with_audio else []
     return replace(dataset, notes=dataset.notes + notes)
@@ -200,7 +201,7 @@ def check_audio(dataset: Dataset) -> list[str]:
         for folder in folders
         if folder.is_dir()
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in AUDIO_SUFFIXES and path not in rated
+        if path.suffix.lower() in AUDIO_SUFFIXES and path not in rated and path.name[0] != "."
     ]
     unrated = f"audio without labels: {few(path.name for path in others)}"
     if missing:
@@ -317,8 +318,9 @@ def _check(clips: Sequence[LabelledClip]) -> None:
         values = {getattr(clip, target) for clip in clips}
         if len(values) == 1:
             raise DatasetError(
-                f"{target} must vary, but all {len(clips):,} clips ({few(c.track_id for c in clips)})"
-                f" have {values.pop():g} on the scale from -1 to 1; is it the right column?"
+                f"{target} must vary, but it is {values.pop():g} (on the scale from -1 to 1) for "
+                f"all {len(clips):,} clips: {few(clip.track_id for clip in clips)}; is it the "
+                f"right column?"
             )
 
 

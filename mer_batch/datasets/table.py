@@ -23,7 +23,7 @@ from typing import Any
 
 from mer_batch.datasets import AUDIO_SUFFIXES, LabelledClip, Labels
 from mer_batch.errors import ConfigError, DatasetError
-from mer_batch.ratings import Row, Scale, few, read_ratings, read_table, refuse
+from mer_batch.ratings import Columns, Row, Scale, few, read_ratings, read_table, refuse
 
 MUSIC = "not stated"
 LICENCE = "not stated"
@@ -89,15 +89,8 @@ def load(
     there = set(rows[0]) if rows else set()
     columns = {k: v or (k if k in there else None) for k, v in optional.items()}
     ends = _scale(scale)
-    ratings = read_ratings(
-        rows,
-        ends,
-        path=path,
-        valence=valence,
-        arousal=arousal,
-        valence_std=columns["valence_std"],
-        arousal_std=columns["arousal_std"],
-    )
+    rated_in = Columns(valence, arousal, columns["valence_std"], columns["arousal_std"])
+    ratings = read_ratings(rows, rated_in, ends, path=path)
     refuse([f for row in rows if (f := _fault(row, track_id, columns))], path)
     below = path.parent / Path(audio_folder).expanduser()
     by_stem = {} if columns["audio"] else _by_stem(below)
