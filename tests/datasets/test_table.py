@@ -60,7 +60,7 @@ def test_parquet_holds_the_same_as_csv(tmp_path: Path) -> None:
         "group": [s.group for s in SONGS],
         "valence_std": [0.25] * 3,
         "arousal_std": [0.25] * 3,
-        "n_raters": [8] * 3,
+        "n_raters": [8.0] * 3,
     }
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     assert load_dataset("table", tmp_path / "labels.parquet").clips == from_csv.clips
@@ -102,6 +102,8 @@ def test_a_split_is_read_and_checked(music: Path) -> None:
         (["a", "music/a.mp3", "", 0.2, 3], "valence='' must be a number from -1 to 1"),
         (["a", "music/a.mp3", 0.1, "inf", 3], "arousal='inf' must be a number from -1 to 1"),
         (["a", "music/a.mp3", 0.1, 0.2, "few"], "n_raters='few' must be a whole number"),
+        (["a", "music/a.mp3", 0.1, 0.2, 2.5], r"n_raters='2\.5' must be a whole number"),
+        (["a", "x" * 300, 0.1, 0.2, 3], "1 of 2 audio files are missing: a"),
     ],
 )
 def test_a_broken_row_is_named(music: Path, cells: list[object], words: str) -> None:
