@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,7 @@ def summarise(dataset: Dataset, *, with_audio: bool) -> LabelSummary:
             target: TargetSummary(min(v), max(v), statistics.fmean(v), statistics.pstdev(v))
             for target, v in values.items()
         },
-        correlation=statistics.correlation(*values.values()),
+        correlation=statistics.correlation(*values.values()) if len(clips) > 1 else math.nan,
         splits={s: splits[s] for s in ("train", "validation", "test") if splits[s]},
         n_distinct=len(set(zip(*values.values(), strict=True))),
         has_spread=all(None not in (clip.valence_std, clip.arousal_std) for clip in clips),

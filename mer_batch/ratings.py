@@ -52,15 +52,27 @@ class Ratings(TypedDict):
     arousal_std: float | None
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Columns that the ratings stand in; None where there is none."""
+
+    valence: str = "valence"
+    arousal: str = "arousal"
+    valence_std: str | None = None
+    arousal_std: str | None = None
+
+    def names(self) -> list[str]:
+        """Those there are."""
+        found = (self.valence, self.arousal, self.valence_std, self.arousal_std)
+        return [name for name in found if name is not None]
+
+
 def read_ratings(
     rows: Sequence[Row],
+    columns: Columns,
     scale: Scale,
     *,
     path: Path,
-    valence: str = "valence",
-    arousal: str = "arousal",
-    valence_std: str | None = None,
-    arousal_std: str | None = None,
     spread_scale: Scale | None = None,
 ) -> list[Ratings]:
     """Ratings of every row.
@@ -69,12 +81,11 @@ def read_ratings(
     ----------
     rows : sequence of dict
         As :func:`read_table` gives them.
+    columns : Columns
     scale : Scale
         Of the ratings.
     path : Path
         Of the table, for messages.
-    valence, arousal, valence_std, arousal_std : str or None
-        Columns; None where there is none.
     spread_scale : Scale, optional
         Of the spreads, where the release gives them on another scale than the ratings.
 
@@ -98,15 +109,26 @@ def read_ratings(
 
     found: list[Ratings] = [
         {
-            "valence": rating(row, valence),
-            "arousal": rating(row, arousal),
-            "valence_std": spread(row, valence_std),
-            "arousal_std": spread(row, arousal_std),
+            "valence": rating(row, columns.valence),
+            "arousal": rating(row, columns.arousal),
+            "valence_std": spread(row, columns.valence_std),
+            "arousal_std": spread(row, columns.arousal_std),
         }
         for row in rows
     ]
     refuse(faults, path)
     return found
+
+
+def unbiased(ratings: Ratings, n_raters: int) -> Ratings:
+    """The same, its spreads with n - 1 in the denominator where they had n."""
+    factor = math.sqrt(n_raters / (n_raters - 1))
+    valence, arousal = ratings["valence_std"], ratings["arousal_std"]
+    return {
+        **ratings,
+        "valence_std": None if valence is None else valence * factor,
+        "arousal_std": None if arousal is None else arousal * factor,
+    }
 
 
 def _number(row: Row, column: str, allowed: Scale, faults: list[str]) -> float:

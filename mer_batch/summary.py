@@ -103,7 +103,7 @@ def _label_figures(summary: LabelSummary) -> dict[str, str]:
     n_raters = summary.dataset.n_raters
     figures = {
         "clips": f"{n_clips:,}",
-        "groups": f"{summary.n_groups:,} {summary.dataset.grouped_by}",
+        "groups": f"{summary.n_groups:,} by {summary.dataset.grouped_by}",
         "audio found": "not looked for" if n_missing is None else f"{n_clips - n_missing:,}",
         "audio missing": "" if n_missing is None else f"{n_missing:,}",
         "source scale": summary.dataset.scale,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,13 +163,14 @@ def load_dataset(
     except (ConfigError, DatasetError) as error:
         raise type(error)(f"data set {name!r}: {error}") from error
     words = ("music", "licence", "citation", "source", "grouped_by")
+    about = {word: getattr(plugin, word.upper()) for word in words} | labels.about
     dataset = Dataset(
         name=name,
         clips=_own_groups(labels.clips),
         scale=labels.scale,
-        notes=[*labels.notes, *_ungrouped(labels, plugin.GROUPED_BY)],
+        notes=[*labels.notes, *_ungrouped(labels, about["grouped_by"])],
         ceiling=getattr(plugin, "CEILING", None),
-        **{word: labels.about.get(word, getattr(plugin, word.upper())) for word in words},
+        **about | ({} if any(clip.group for clip in labels.clips) else {"grouped_by": "track"}),
     )
     notes = check_audio(dataset) if with_audio else []
     return replace(dataset, notes=dataset.notes + notes)
@@ -200,7 +202,7 @@ def check_audio(dataset: Dataset) -> list[str]:
         for folder in folders
         if folder.is_dir()
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in AUDIO_SUFFIXES and path not in rated
+        if path.suffix.lower() in AUDIO_SUFFIXES and path not in rated and path.name[0] != "."
     ]
     unrated = f"audio without labels: {few(path.name for path in others)}"
     if missing:
@@ -216,7 +218,8 @@ def check_audio(dataset: Dataset) -> list[str]:
 
 def missing_audio(dataset: Dataset) -> list[LabelledClip]:
     """The clips whose audio file is not there."""
-    return [clip for clip in dataset.clips if not clip.audio_path.is_file()]
+    # Path.is_file raises where a name is too long or a folder may not be read.
+    return [clip for clip in dataset.clips if not os.path.isfile(clip.audio_path)]
 
 
 def check_split(clips: Sequence[LabelledClip]) -> list[str]:
@@ -315,10 +318,11 @@ def _check(clips: Sequence[LabelledClip]) -> None:
         )
     for target in TARGETS:
         values = {getattr(clip, target) for clip in clips}
-        if len(values) == 1:
+        if len(values) == 1 < len(clips):
             raise DatasetError(
-                f"{target} must vary, but all {len(clips):,} clips ({few(c.track_id for c in clips)})"
-                f" have {values.pop():g} on the scale from -1 to 1; is it the right column?"
+                f"{target} must vary, but it is {values.pop():g} (on the scale from -1 to 1) for "
+                f"all {len(clips):,} clips: {few(clip.track_id for clip in clips)}; is it the "
+                f"right column?"
             )
 
 

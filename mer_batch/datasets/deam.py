@@ -30,6 +30,7 @@ from pathlib import Path
 from mer_batch.datasets import LabelledClip, Labels
 from mer_batch.errors import ConfigError, DatasetError
 from mer_batch.ratings import (
+    Columns,
     Ratings,
     Row,
     Scale,
@@ -38,7 +39,9 @@ from mer_batch.ratings import (
     read_ratings,
     read_samples,
     read_table,
+    refuse,
     to_number,
+    unbiased,
 )
 
 MUSIC = "general music of many genres, mostly by independent artists"
@@ -51,6 +54,7 @@ SOURCE = "https://cvml.unige.ch/databases/DEAM/"
 GROUPED_BY = "artist"
 
 _SCALE = Scale(1, 9)
+_COLUMNS = Columns("valence_mean", "arousal_mean", "valence_std", "arousal_std")
 _STATIC = [f"static_annotations_averaged_songs_{part}.csv" for part in ("1_2000", "2000_2058")]
 _AVERAGED = "annotations/annotations averaged per song"
 # Songs of the development set of 2013, and up to the evaluation set of 2014.
@@ -94,18 +98,12 @@ def _song_level(
     path: Path, per_second: dict[str, Point], swapped: bool | None
 ) -> tuple[list[Row], list[Ratings], list[str]]:
     """Rows, ratings and notes of one file, put right."""
-    columns = ("valence_mean", "arousal_mean", "valence_std", "arousal_std")
-    rows = read_table(path, ["song_id", *columns])
-    for row in rows:
-        if not row["song_id"].isdecimal():
-            raise DatasetError(f"labels={str(path)!r}: song_id={row['song_id']!r} must be a number")
-    valence, arousal, *spreads = columns
-    ratings = read_ratings(
-        rows, _SCALE, path=path, valence=valence, arousal=arousal,
-        valence_std=spreads[0], arousal_std=spreads[1],
-    )  # fmt: skip
-    early = [int(row["song_id"]) <= _LAST_OF_2013 for row in rows]
-    suspects = {row["song_id"]: r for row, r, old in zip(rows, ratings, early, strict=True) if old}
+    rows = read_table(path, ["song_id", *_COLUMNS.names()])
+    ids = [row["song_id"] for row in rows]
+    refuse([f"song_id={i!r} must be a number" for i in ids if not i.isdecimal()], path)
+    ratings = read_ratings(rows, _COLUMNS, _SCALE, path=path)
+    early = [int(song_id) <= _LAST_OF_2013 for song_id in ids]
+    suspects = {i: rated for i, rated, old in zip(ids, ratings, early, strict=True) if old}
     if not suspects:
         return rows, ratings, []
     if swapped is None:
@@ -122,7 +120,7 @@ def _song_level(
 def _is_swapped(songs: dict[str, Ratings], per_second: dict[str, Point]) -> tuple[bool, str]:
     """Whether the song-level ratings agree better with the per-second ones crossed, and why."""
     shared = [song for song in songs if song in per_second]
-    ours = [[songs[song][target] for song in shared] for target in ("valence", "arousal")]  # type: ignore[literal-required]
+    ours = list(zip(*((songs[s]["valence"], songs[s]["arousal"]) for s in shared), strict=True))
     theirs = list(zip(*(per_second[song] for song in shared), strict=True))
     try:
         straight = [statistics.correlation(ours[i], theirs[i]) for i in (0, 1)]
@@ -149,10 +147,6 @@ def _clip(row: Row, rated: Ratings, audio: Path, artists: dict[str, str]) -> Lab
     song_id = row["song_id"]
     # The last 58 are whole songs with five raters.
     n_raters = 10 if int(song_id) <= _LAST_OF_2014 else 5
-    # DEAM divides by n where 1000 Songs, from the same ratings, divides by n - 1.
-    unbiased = math.sqrt(n_raters / (n_raters - 1))
-    for name in ("valence_std", "arousal_std"):
-        rated[name] *= unbiased  # type: ignore[literal-required]
     return LabelledClip(
         track_id=song_id,
         audio_path=audio / f"{song_id}.mp3",
@@ -160,7 +154,8 @@ def _clip(row: Row, rated: Ratings, audio: Path, artists: dict[str, str]) -> Lab
         split="train" if int(song_id) <= _LAST_OF_2013 else "test",
         recording_id=f"mediaeval/{song_id}",
         n_raters=n_raters,
-        **rated,
+        # DEAM divides by n where 1000 Songs, from the same ratings, divides by n - 1.
+        **unbiased(rated, n_raters),
     )
 
 

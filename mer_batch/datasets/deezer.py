@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mer_batch.datasets import LabelledClip, Labels
-from mer_batch.ratings import Scale, read_ratings, read_table
+from mer_batch.ratings import Columns, Scale, read_ratings, read_table
 
 MUSIC = "commercial music of many genres"
 LICENCE = "None stated by the authors; audio is to be had from Deezer under its own terms."
@@ -37,7 +37,7 @@ def load(folder: Path) -> Labels:
     for split in ("train", "validation", "test"):
         path = folder / f"{split}.csv"
         rows = read_table(path, ["dzr_sng_id", "valence", "arousal", "artist_name"])
-        ratings = read_ratings(rows, _SCALE, path=path)
+        ratings = read_ratings(rows, Columns(), _SCALE, path=path)
         clips += [
             LabelledClip(
                 track_id=row["dzr_sng_id"],

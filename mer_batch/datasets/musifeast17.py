@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mer_batch.datasets import LabelledClip, Labels
-from mer_batch.ratings import Scale, read_ratings, read_table
+from mer_batch.ratings import Columns, Scale, read_ratings, read_table
 
 MUSIC = "general music of 17 genres"
 LICENCE = "Labels CC0; the clips are of commercial recordings, for research only."
@@ -29,19 +29,14 @@ GROUPED_BY = "artist"
 CEILING = (0.83, 0.96)
 
 _SCALE = Scale(1, 5)
+_COLUMNS = Columns("valence_M", "arousal_M", "valence_SD", "arousal_SD")
 
 
 def load(folder: Path) -> Labels:
     """Load the clips; see :func:`mer_batch.datasets.load_dataset`."""
     path = folder / "labels.csv"
-    columns = {
-        "valence": "valence_M",
-        "arousal": "arousal_M",
-        "valence_std": "valence_SD",
-        "arousal_std": "arousal_SD",
-    }
-    rows = read_table(path, ["CLIP_NAME", "ARTIST", *columns.values()])
-    ratings = read_ratings(rows, _SCALE, path=path, **columns)
+    rows = read_table(path, ["CLIP_NAME", "ARTIST", *_COLUMNS.names()])
+    ratings = read_ratings(rows, _COLUMNS, _SCALE, path=path)
     clips = [
         LabelledClip(
             track_id=row["CLIP_NAME"],

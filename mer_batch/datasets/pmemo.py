@@ -14,11 +14,11 @@ file) while its spreads were not: means such as 5.6 of ten whole ratings cannot 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from mer_batch.datasets import LabelledClip, Labels
 from mer_batch.ratings import (
+    Columns,
     Ratings,
     Row,
     Scale,
@@ -27,6 +27,7 @@ from mer_batch.ratings import (
     partners,
     read_ratings,
     read_table,
+    unbiased,
 )
 
 MUSIC = "pop music, choruses of chart songs"
@@ -39,10 +40,11 @@ SOURCE = "https://github.com/HuiZhangDB/PMEmo"
 GROUPED_BY = "artist"
 
 _SCALE, _COPY_SCALE = Scale(0, 1), Scale(1, 9)
+_OFFICIAL = Columns("Valence(mean)", "Arousal(mean)", "Valence(std)", "Arousal(std)")
+_COPY = Columns("valence_mean", "arousal_mean", "valence_std", "arousal_std")
 # "At least ten"; means and deviations fit ten ratings in steps of 1/8 in 97 % of the rows, the
 # deviations with n in the denominator.
 _N_RATERS = 10
-_UNBIASED = math.sqrt(_N_RATERS / (_N_RATERS - 1))
 
 
 def load(folder: Path) -> Labels:
@@ -50,21 +52,18 @@ def load(folder: Path) -> Labels:
     path = find_file(folder, "static_annotations.csv", ["annotations"])
     is_copy = "song_id" in (read_table(path, []) or [{}])[0]
     key, scale = ("song_id", _COPY_SCALE) if is_copy else ("musicId", _SCALE)
-    rows, ratings = (_copy if is_copy else _official)(folder, path)
+    rows, ratings = (_read_copy if is_copy else _read_official)(folder, path)
     songs_path = folder / "metadata.csv"
     songs = read_table(songs_path, ["musicId", "artist"])
     songs = partners(rows, key, songs, "musicId", path=songs_path, by=path)
     audio = find_folder(folder, "chorus", "audio")
-    for rated in ratings:
-        for name in ("valence_std", "arousal_std"):
-            rated[name] *= _UNBIASED  # type: ignore[literal-required]
     clips = [
         LabelledClip(
             track_id=row[key],
             audio_path=audio / f"{row[key]}.mp3",
             group=song["artist"],
             n_raters=_N_RATERS,
-            **rated,
+            **unbiased(rated, _N_RATERS),
         )
         for row, song, rated in zip(rows, songs, ratings, strict=True)
     ]
@@ -72,30 +71,15 @@ def load(folder: Path) -> Labels:
     return Labels(clips, str(scale), notes)
 
 
-def _official(folder: Path, path: Path) -> tuple[list[Row], list[Ratings]]:
+def _read_official(folder: Path, path: Path) -> tuple[list[Row], list[Ratings]]:
     std_path = find_file(folder, "static_annotations_std.csv", ["annotations"])
-    means = read_table(path, ["musicId", "Arousal(mean)", "Valence(mean)"])
-    stds = read_table(std_path, ["musicId", "Arousal(std)", "Valence(std)"])
+    means = read_table(path, ["musicId", *_OFFICIAL.names()[:2]])
+    stds = read_table(std_path, ["musicId", *_OFFICIAL.names()[2:]])
     stds = partners(means, "musicId", stds, "musicId", path=std_path, by=path)
     rows = [mean | std for mean, std in zip(means, stds, strict=True)]
-    ratings = read_ratings(
-        rows,
-        _SCALE,
-        path=path,
-        valence="Valence(mean)",
-        arousal="Arousal(mean)",
-        valence_std="Valence(std)",
-        arousal_std="Arousal(std)",
-    )
-    return rows, ratings
+    return rows, read_ratings(rows, _OFFICIAL, _SCALE, path=path)
 
 
-def _copy(_: Path, path: Path) -> tuple[list[Row], list[Ratings]]:
-    columns = {
-        "valence": "valence_mean",
-        "arousal": "arousal_mean",
-        "valence_std": "valence_std",
-        "arousal_std": "arousal_std",
-    }
-    rows = read_table(path, ["song_id", *columns.values()])
-    return rows, read_ratings(rows, _COPY_SCALE, path=path, spread_scale=_SCALE, **columns)
+def _read_copy(_: Path, path: Path) -> tuple[list[Row], list[Ratings]]:
+    rows = read_table(path, ["song_id", *_COPY.names()])
+    return rows, read_ratings(rows, _COPY, _COPY_SCALE, path=path, spread_scale=_SCALE)

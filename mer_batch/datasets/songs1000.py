@@ -22,6 +22,7 @@ from pathlib import Path
 from mer_batch.datasets import LabelledClip, Labels
 from mer_batch.errors import ConfigError
 from mer_batch.ratings import (
+    Columns,
     Ratings,
     Row,
     Scale,
@@ -44,6 +45,7 @@ SOURCE = "https://cvml.unige.ch/databases/emoMusic/"
 GROUPED_BY = "artist"
 
 _STATIC, _CONTINUOUS = Scale(1, 9), Scale(-1, 1)
+_COLUMNS = Columns("mean_valence", "mean_arousal", "std_valence", "std_arousal")
 _SPLITS = {"development": "train", "evaluation": "test"}
 # Means and deviations fit ten whole ratings in 99 % of the rows; the paper says ten as well.
 _N_RATERS = 10
@@ -86,14 +88,8 @@ def load(folder: Path, *, labels: str = "static") -> Labels:
 
 def _static(folder: Path) -> tuple[list[Row], Path, list[Ratings]]:
     path = find_file(folder, "static_annotations.csv", ["annotations"])
-    columns = {
-        "valence": "mean_valence",
-        "arousal": "mean_arousal",
-        "valence_std": "std_valence",
-        "arousal_std": "std_arousal",
-    }
-    rows = read_table(path, ["song_id", *columns.values()])
-    return rows, path, read_ratings(rows, _STATIC, path=path, **columns)
+    rows = read_table(path, ["song_id", *_COLUMNS.names()])
+    return rows, path, read_ratings(rows, _COLUMNS, _STATIC, path=path)
 
 
 def _continuous(folder: Path) -> tuple[list[Row], Path, list[Ratings]]:

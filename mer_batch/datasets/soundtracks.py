@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mer_batch.datasets import LabelledClip, Labels
-from mer_batch.ratings import Scale, partners, read_ratings, read_table
+from mer_batch.ratings import Columns, Scale, partners, read_ratings, read_table
 
 MUSIC = "film music"
 LICENCE = "Shared for academic research; the excerpts are of commercial recordings."
@@ -30,15 +30,16 @@ GROUPED_BY = "album"
 CEILING = (0.77, 0.82)
 
 _SCALE = Scale(1, 7)
+_COLUMNS = Columns(arousal="energy")
 
 
 def load(folder: Path) -> Labels:
     """Load the clips; see :func:`mer_batch.datasets.load_dataset`."""
     ratings_path, tracks_path = folder / "mean_ratings_set1.csv", folder / "set1_tracklist.csv"
-    rows = read_table(ratings_path, ["number", "valence", "energy"])
+    rows = read_table(ratings_path, ["number", *_COLUMNS.names()])
     tracks = read_table(tracks_path, ["Nro", "Album name"])
     albums = partners(rows, "number", tracks, "Nro", path=tracks_path, by=ratings_path)
-    ratings = read_ratings(rows, _SCALE, path=ratings_path, arousal="energy")
+    ratings = read_ratings(rows, _COLUMNS, _SCALE, path=ratings_path)
     clips = [
         LabelledClip(
             track_id=row["number"],

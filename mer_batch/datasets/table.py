@@ -23,7 +23,7 @@ from typing import Any
 
 from mer_batch.datasets import AUDIO_SUFFIXES, LabelledClip, Labels
 from mer_batch.errors import ConfigError, DatasetError
-from mer_batch.ratings import Row, Scale, few, read_ratings, read_table, refuse
+from mer_batch.ratings import Columns, Row, Scale, few, read_ratings, read_table, refuse, to_number
 
 MUSIC = "not stated"
 LICENCE = "not stated"
@@ -69,7 +69,6 @@ def load(
     music, licence, citation, source : str
         What is to stand in the card of a model.
     """
-    path = _table(folder)
     about = {"music": music, "licence": licence, "citation": citation, "source": source}
     needed = {"track_id": track_id, "valence": valence, "arousal": arousal}
     optional = {
@@ -80,43 +79,44 @@ def load(
         "arousal_std": arousal_std,
         "n_raters": n_raters,
     }
-    texts = about | needed | {k: v for k, v in optional.items() if v is not None}
-    for name, value in {**texts, "audio_folder": audio_folder}.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"option {name}={value!r} must be text")
-    given = [column for column in optional.values() if column is not None]
-    rows = read_table(path, [*needed.values(), *given])
-    there = set(rows[0]) if rows else set()
-    columns = {k: v or (k if k in there else None) for k, v in optional.items()}
+    _check_text(about | needed | {"audio_folder": audio_folder} | _given(optional))
     ends = _scale(scale)
-    ratings = read_ratings(
-        rows,
-        ends,
-        path=path,
-        valence=valence,
-        arousal=arousal,
-        valence_std=columns["valence_std"],
-        arousal_std=columns["arousal_std"],
-    )
-    refuse([f for row in rows if (f := _fault(row, track_id, columns))], path)
-    below = path.parent / Path(audio_folder).expanduser()
-    by_stem = {} if columns["audio"] else _by_stem(below)
+    path = _table(folder)
+    rows = read_table(path, [*needed.values(), *_given(optional).values()])
+    columns = _found(optional, rows)
+    rated_in = Columns(valence, arousal, columns.get("valence_std"), columns.get("arousal_std"))
+    ratings = read_ratings(rows, rated_in, ends, path=path)
+    columns["track_id"] = track_id
+    refuse([fault for row in rows if (fault := _fault(row, columns))], path)
+    audio_paths = _audio_paths(rows, columns, path.parent / audio_folder)
     clips = [
         LabelledClip(
             track_id=row[track_id],
-            audio_path=(
-                below / Path(row[columns["audio"]]).expanduser()
-                if columns["audio"]
-                else by_stem.get(row[track_id], below / f"{row[track_id]}.mp3")
-            ),
-            group=_cell(row, columns["group"]),
-            split=_cell(row, columns["split"]) or None,
-            n_raters=int(_cell(row, columns["n_raters"]) or 0) or None,
+            audio_path=audio_path,
+            group=_cell(row, columns, "group"),
+            split=_cell(row, columns, "split") or None,
+            n_raters=int(float(_cell(row, columns, "n_raters") or 0)) or None,
             **rated,
         )
-        for row, rated in zip(rows, ratings, strict=True)
+        for row, audio_path, rated in zip(rows, audio_paths, ratings, strict=True)
     ]
     return Labels(clips, str(ends), about=about)
+
+
+def _given(columns: dict[str, str | None]) -> dict[str, str]:
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def _found(columns: dict[str, str | None], rows: list[Row]) -> dict[str, str]:
+    """Those that were named, and those that are there under their own name."""
+    there = set(rows[0]) if rows else set()
+    return {name: name for name in columns if name in there} | _given(columns)
+
+
+def _check_text(options: dict[str, str]) -> None:
+    for name, value in options.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"option {name}={value!r} must be text")
 
 
 def _table(path: Path) -> Path:
@@ -142,23 +142,31 @@ def _scale(ends: Any) -> Scale:
     raise ConfigError(f"option scale={ends!r} must be two numbers, the lower first, as [1, 9]")
 
 
-def _fault(row: Row, track_id: str, columns: dict[str, str | None]) -> str:
+def _fault(row: Row, columns: dict[str, str]) -> str:
     """What is wrong with a row, beside its ratings."""
     where = f"in the row that begins with {next(iter(row.values()))!r}"
-    split, n_raters = _cell(row, columns["split"]), _cell(row, columns["n_raters"])
-    if not row[track_id]:
-        return f"{track_id} must not be empty {where}"
-    if columns["audio"] and not row[columns["audio"]]:
-        return f"{columns['audio']} must not be empty {where}"
+    for name in ("track_id", "audio"):
+        if name in columns and not row[columns[name]]:
+            return f"{columns[name]} must not be empty {where}"
+    split, n_raters = (_cell(row, columns, name) for name in ("split", "n_raters"))
     if split and split not in _SPLITS:
         return f"{columns['split']}={split!r} must be one of {', '.join(_SPLITS)} {where}"
-    if n_raters and not n_raters.isdecimal():
+    count = to_number(n_raters or "1")
+    if not (count >= 1 and count.is_integer()):
         return f"{columns['n_raters']}={n_raters!r} must be a whole number {where}"
     return ""
 
 
+def _audio_paths(rows: list[Row], columns: dict[str, str], folder: Path) -> list[Path]:
+    """As the table says, else the file in the folder that is named like the track."""
+    if "audio" in columns:
+        return [folder / row[columns["audio"]] for row in rows]
+    by_stem = _by_stem(folder)
+    ids = [row[columns["track_id"]] for row in rows]
+    return [by_stem.get(track_id, folder / f"{track_id}.mp3") for track_id in ids]
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Audio files of a folder by their names without what follows the dot."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES]
     by_stem = {file.stem: file for file in files}
@@ -171,5 +179,5 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return by_stem
 
 
-def _cell(row: Row, column: str | None) -> str:
-    return row[column] if column else ""
+def _cell(row: Row, columns: dict[str, str], name: str) -> str:
+    return row[columns[name]] if name in columns else ""
