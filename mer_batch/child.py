@@ -1,4 +1,4 @@
-"""The killable child process in which a track is decoded and scored.
+"""The killable child process in which a track is decoded, and scored or reduced to features.
 
 A hostile file can crash the decoder, hang it or make it ask for all the memory there is. So
 every worker hands its tracks to a child process that may die without taking anything along. It
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -31,14 +31,13 @@ from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import AudioError, MerBatchError
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import REASONS
+from mer_batch.task import GivenTrack, Reply, Task, task_of
 
 _STARTUP_SECONDS = 120.0
 _LAST_WORDS_SECONDS = 5.0
 _MAX_REPLY_BYTES = 64 * 1024
-_SCORE_KEYS = {
-    "valence", "arousal", "valence_std", "arousal_std", "n_segments", "duration_seconds",
-}  # fmt: skip
 _MAX_STDERR_BYTES = 64 * 1024
+_DRAIN_BYTES = 64 * 1024
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -51,46 +50,37 @@ class Child:
 
     Parameters
     ----------
-    card_json, weights : bytes
-        The checkpoint to score with.
+    task : Task
+        What is to be done to each track.
     limits : ChildLimits
     """
 
-    def __init__(self, card_json: bytes, weights: bytes, limits: ChildLimits) -> None:
-        self._card_json = card_json
-        self._weights = weights
+    def __init__(self, task: Task, limits: ChildLimits) -> None:
+        self._task = task
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._is_handed_over = False  # whether the child holds the current track already
 
-    def score(self, audio_bytes: bytes, *, expected_seconds: float | None = None) -> dict[str, Any]:
-        """Decode and score one track; see :meth:`scores`.
+    def outcome(self, track: GivenTrack) -> Any:
+        """Do the task to one track; see :meth:`outcomes`.
 
         Raises
         ------
         AudioError
             With the reason: also where the child crashed, hung or ran out of memory.
         """
-        (outcome,) = self.scores([(audio_bytes, expected_seconds)])
+        (outcome,) = self.outcomes([track])
         if isinstance(outcome, AudioError):
             raise outcome
         return outcome
 
-    def scores(
-        self, tracks: Iterable[tuple[bytes, float | None]]
-    ) -> Iterator[dict[str, Any] | AudioError]:
-        """Decode and score tracks, the next one being handed over while one is decoded.
-
-        Parameters
-        ----------
-        tracks : iterable of (bytes, float or None)
-            A track's bytes, and the duration that the catalog states [s].
+    def outcomes(self, tracks: Iterable[GivenTrack]) -> Iterator[Any]:
+        """Do the task to tracks, the next one being handed over while one is decoded.
 
         Yields
         ------
-        dict or AudioError
-            For each track, in order: ``valence, arousal, valence_std, arousal_std, n_segments,
-            duration_seconds``, or why it cannot be scored.
+        The task's outcome or AudioError
+            For each track, in order; an error says why the track cannot be used.
 
         Raises
         ------
@@ -111,9 +101,7 @@ class Child:
             if self._is_handed_over:  # left early: the reply to come is nobody's
                 self.close()
 
-    def _exchange(
-        self, current: tuple[bytes, float | None], following: tuple[bytes, float | None] | None
-    ) -> dict[str, Any]:
+    def _exchange(self, current: GivenTrack, following: GivenTrack | None) -> Any:
         """Get the outcome of one track, having handed over the next one."""
         self.start()
         timeout = self._limits.timeout_seconds
@@ -124,15 +112,14 @@ class Child:
             self._is_handed_over = False
             deadline = time.monotonic() + timeout
             is_broken = False
-            if following is not None:
-                try:
-                    # Blocks until the child takes it: it is the deadline of the current track.
-                    _send_track(self._socket, following)
-                    self._is_handed_over = True
-                except OSError:
-                    # The child is gone or hangs; the current track's reply may be there before.
-                    is_broken = True
-            reply = _checked(_receive(self._socket, deadline, max_bytes=_MAX_REPLY_BYTES))
+            try:
+                # Blocks until the child takes it: it is the deadline of the current track.
+                _send_track(self._socket, following)
+                self._is_handed_over = following is not None
+            except OSError:
+                # The child is gone or hangs; the current track's reply may be there before.
+                is_broken = True
+            outcome = self._reply(deadline)
             if is_broken:
                 self.close()
         except TimeoutError as error:
@@ -147,9 +134,18 @@ class Child:
             last_words = self._bury()
             reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
             raise AudioError(reason, last_words) from error
-        if "reason" in reply:
-            raise AudioError(reply["reason"], reply["message"])
-        return reply
+        if isinstance(outcome, AudioError):
+            raise outcome
+        return outcome
+
+    def _reply(self, deadline: float) -> Any:
+        """The child's reply, whose form is as it should be; ValueError where it is not."""
+        header = _checked(_receive(self._socket, deadline, max_bytes=_MAX_REPLY_BYTES))
+        if "reason" in header:
+            return AudioError(header["reason"], header["message"])
+        n_bytes = self._task.n_bytes(header)
+        payload = _receive(self._socket, deadline, n_bytes=n_bytes) if n_bytes else b""
+        return self._task.outcome(header, payload)
 
     def start(self) -> None:
         """Start the child unless it runs, and wait until it is ready.
@@ -181,11 +177,17 @@ class Child:
                 env=_clean_environment(),
             )
         self._socket, self._stderr = ours, stderr
-        setup = {"audio": asdict(self._limits.audio), "memory_bytes": self._limits.memory_bytes}
+        told, frames = self._task.setup()
+        setup = {
+            "audio": asdict(self._limits.audio),
+            "memory_bytes": self._limits.memory_bytes,
+            "n_task_frames": len(frames),
+            "task": {"task": self._task.name, **told},
+        }
         deadline = time.monotonic() + _STARTUP_SECONDS
         try:
             ours.settimeout(_STARTUP_SECONDS)
-            for frame in (json.dumps(setup).encode(), self._card_json, self._weights):
+            for frame in (json.dumps(setup).encode(), *frames):
                 _send(ours, frame)
             _receive(ours, deadline)
         except (EOFError, OSError) as error:
@@ -231,99 +233,133 @@ def _send(connection: socket.socket, payload: bytes) -> None:
     connection.sendall(payload)
 
 
-def _send_track(connection: socket.socket, track: tuple[bytes, float | None]) -> None:
-    audio_bytes, expected_seconds = track
-    _send(connection, json.dumps({"expected_seconds": expected_seconds}).encode())
-    _send(connection, audio_bytes)
+def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
+    """Hand a track over; None tells the child not to wait for one before it ends its reply."""
+    if track is None:
+        _send(connection, b"null")
+        return
+    told = {"expected_seconds": track.expected_seconds, "track_id": track.track_id}
+    _send(connection, json.dumps(told).encode())
+    _send(connection, track.audio_bytes)
 
 
-def _checked(reply: bytearray) -> dict[str, Any]:
-    """A reply whose form is as it should be: a decoder that was taken over could send anything."""
-    content = json.loads(reply)
+def _checked(header: bytearray) -> dict[str, Any]:
+    """The JSON of a reply: a reject of a form that is known, or what the task is to check."""
+    content = json.loads(header)
     if not isinstance(content, dict):
         raise ValueError("not an object")
     if content.get("reason") in REASONS and isinstance(content.get("message"), str):
         return {"reason": content["reason"], "message": content["message"]}
-    if content.keys() != _SCORE_KEYS or not all(
-        value is None or isinstance(value, int | float) for value in content.values()
-    ):
-        raise ValueError(f"unexpected keys or values under {sorted(content)!r}"[:500])
+    if "reason" in content:
+        raise ValueError(f"not a reject: {content!r}"[:500])
     return content
 
 
 def _receive(
-    connection: socket.socket, deadline: float | None = None, *, max_bytes: int | None = None
+    connection: socket.socket,
+    deadline: float | None = None,
+    *,
+    max_bytes: int | None = None,
+    n_bytes: int | None = None,
 ) -> bytearray:
-    """One frame; EOFError where the other side is gone, TimeoutError past the deadline."""
+    """One frame; EOFError where the other side is gone, TimeoutError past the deadline.
+
+    ValueError where it has more than `max_bytes` or not exactly `n_bytes`.
+    """
     (length,) = struct.unpack(">Q", _receive_exactly(connection, 8, deadline))
     if max_bytes is not None and length > max_bytes:
         raise ValueError(f"{length} bytes, more than {max_bytes}")
+    if n_bytes is not None and length != n_bytes:
+        raise ValueError(f"{length} bytes, not {n_bytes}")
     return _receive_exactly(connection, length, deadline)
 
 
 def _receive_exactly(connection: socket.socket, n_bytes: int, deadline: float | None) -> bytearray:
     buffer = bytearray(n_bytes)
+    _fill(connection, buffer, deadline)
+    return buffer
+
+
+def _fill(connection: socket.socket, buffer: bytearray, deadline: float | None) -> None:
     view, filled = memoryview(buffer), 0
-    while filled < n_bytes:
+    while filled < len(buffer):
         if deadline is not None:
             connection.settimeout(max(0.001, deadline - time.monotonic()))
         n = connection.recv_into(view[filled:])
         if n == 0:
             raise EOFError
         filled += n
-    return buffer
 
 
 # ---------------------------------------------------------------------------- the child's side
 
 
 def _serve(connection: socket.socket) -> None:
-    """Score tracks until the parent hangs up."""
-    # Imported here: the parent never needs torch.
-    import torch
-
-    from mer_batch.checkpoint import Checkpoint
-    from mer_batch.extract import Extractor
-    from mer_batch.score import Scorer
+    """Do the task to tracks until the parent hangs up."""
+    import torch  # the parent never needs it
 
     torch.set_num_threads(1)
     setup = json.loads(_receive(connection))
-    card_json, weights = bytes(_receive(connection)), bytes(_receive(connection))
-    checkpoint = Checkpoint(card_json, weights, origin="checkpoint")
-    extractor = Extractor(checkpoint.feature_set, AudioLimits(**setup["audio"]))
-    scorer = Scorer(checkpoint.build())
+    frames = [bytes(_receive(connection)) for _ in range(setup["n_task_frames"])]
+    work = task_of(setup["task"], frames).worker(AudioLimits(**setup["audio"]))
     _limit_resources(setup["memory_bytes"])
     _send(connection, b"{}")
-    while True:
-        try:
-            request = json.loads(_receive(connection))
-        except EOFError:
-            return
-        audio_bytes = bytes(_receive(connection))
-        os.ftruncate(2, 0)
-        try:
-            track = extractor.extract(audio_bytes, expected_seconds=request["expected_seconds"])
-            score = scorer.score(track.segments)
-            reply: dict[str, Any] = {
-                "valence": score.mean[0],
-                "arousal": score.mean[1],
-                "valence_std": score.std[0] if score.std else None,
-                "arousal_std": score.std[1] if score.std else None,
-                "n_segments": score.n_segments,
-                "duration_seconds": track.duration_seconds,
-            }
-        except AudioError as error:
-            reply = {"reason": error.reason, "message": _with_decoder_words(error.message)}
-        except MemoryError:
-            reply = {"reason": "memory_limit", "message": "decoding ran out of memory_bytes"}
-        except Exception as error:  # the one broad catch: whatever a track does, it is one reject
-            words = f"{type(error).__name__}: {error}"
-            is_memory = "can't allocate memory" in words or "not enough memory" in words
-            reply = {
-                "reason": "memory_limit" if is_memory else "decode_error",
-                "message": words[:2000],
-            }
-        _send(connection, json.dumps(reply).encode())
+    current: GivenTrack | AudioError | None = None
+    try:
+        while True:
+            current = current or _receive_track(connection)
+            if current is None:
+                continue
+            os.ftruncate(2, 0)
+            reply, payload = _reply_to(current, work)
+            _send(connection, json.dumps(reply).encode())
+            # The payload may not fit into the socket's buffer, and the parent reads it only when
+            # it has handed over what follows: to send it before would be to wait for one another.
+            current = _receive_track(connection)
+            if payload:
+                _send(connection, payload)
+    except EOFError:
+        return
+
+
+def _reply_to(track: GivenTrack | AudioError, work: Callable[[GivenTrack], Reply]) -> Reply:
+    """What to say of a track: whatever it does, it is one reply."""
+    try:
+        if isinstance(track, AudioError):
+            raise track
+        return work(track)
+    except AudioError as error:
+        return {"reason": error.reason, "message": _with_decoder_words(error.message)}, b""
+    except MemoryError:
+        return {"reason": "memory_limit", "message": "decoding ran out of memory_bytes"}, b""
+    except Exception as error:  # the one broad catch
+        words = f"{type(error).__name__}: {error}"
+        is_memory = "can't allocate memory" in words or "not enough memory" in words
+        reason = "memory_limit" if is_memory else "decode_error"
+        return {"reason": reason, "message": words[:2000]}, b""
+
+
+def _receive_track(connection: socket.socket) -> GivenTrack | AudioError | None:
+    """The next track; an error where it does not fit, None where the parent has none for now."""
+    request = json.loads(_receive(connection))
+    if request is None:
+        return None
+    (length,) = struct.unpack(">Q", _receive_exactly(connection, 8, None))
+    try:
+        buffer = bytearray(length)
+    except MemoryError:
+        for begin in range(0, length, _DRAIN_BYTES):  # past it, in small pieces
+            _receive_exactly(connection, min(_DRAIN_BYTES, length - begin), None)
+        return _too_large_for_memory(length)
+    _fill(connection, buffer, None)
+    try:
+        return GivenTrack(bytes(buffer), **request)
+    except MemoryError:
+        return _too_large_for_memory(length)
+
+
+def _too_large_for_memory(n_bytes: int) -> AudioError:
+    return AudioError("memory_limit", f"{n_bytes:,} bytes of audio do not fit into memory_bytes")
 
 
 def _with_decoder_words(message: str) -> str:

@@ -54,6 +54,18 @@ def tag(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def extract(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Extract the features of every new or changed track: mel spectrograms, in Parquet."""
+    from mer_batch.config import ExtractConfig, load_config
+    from mer_batch.pipelines import extraction
+    from mer_batch.summary import print_extract_summary
+
+    settings = load_config(ExtractConfig, config, overrides or [])
+    console = _console()
+    print_extract_summary(console, extraction.run(settings, console))
+
+
+@app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train a recipe on labelled clips, measure it on clips it has not seen, write a checkpoint."""
     from mer_batch.config import LearnConfig, load_config

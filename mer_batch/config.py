@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import re
 import urllib.parse
@@ -24,6 +25,7 @@ from pydantic_core import ErrorDetails
 from mer_batch import schema
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import ConfigError
+from mer_batch.feature_sets import FeatureSet, feature_set
 from mer_batch.limits import ChildLimits
 from mer_batch.registry import unknown_name
 
@@ -229,6 +231,21 @@ class FeaturesConfig(_Section):
     placement: Literal["even", "random"] = "even"
     max_segments: int | None = Field(None, ge=1, le=1000)
     dtype: Literal["float16", "float32"] = "float16"
+
+    def feature_set(self) -> FeatureSet:
+        """The feature set of this name, with this placement and number of segments.
+
+        Raises
+        ------
+        ConfigError
+            Naming the feature sets there are.
+        """
+        named = feature_set(self.name)
+        return dataclasses.replace(
+            named,
+            placement=self.placement,
+            max_segments=self.max_segments or named.max_segments,
+        )
 
 
 class ExtractConfig(_Section):

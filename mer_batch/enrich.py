@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer_batch import schema
+from mer_batch.budget import Budget
 from mer_batch.catalog import Catalog
 from mer_batch.errors import MerBatchError, StorageError
 from mer_batch.ledger import Ledger, track_keys
@@ -89,30 +88,6 @@ def _find(plan: Plan, rows: pa.Table) -> pa.Array:
     versions = rows["audio_version"] if plan.with_versions else None
     keys = track_keys(rows["track_id"], versions)
     return pc.index_in(plan.keys, keys.combine_chunks()).combine_chunks()
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The error budget, counted over everything tried since the last published night.
-
-    Attributes
-    ----------
-    n_tried, n_rejected : int
-        In earlier runs that were not published.
-    max_reject_rate : float
-    """
-
-    n_tried: int
-    n_rejected: int
-    max_reject_rate: float
-
-    def allows(self, n_rejected: int, n_tried: int) -> bool:
-        """Whether a run with so many rejects among so many tracks may be published."""
-        total = self.n_tried + n_tried
-        # Rounded up to a whole track: one bad file in a small catalog is no sick night.
-        # By way of its decimals: 70 * 0.1 is a little more than 7 in binary.
-        allowed = math.ceil(total * Fraction(str(self.max_reject_rate)))
-        return self.n_rejected + n_rejected <= allowed
 
 
 def open_budget(

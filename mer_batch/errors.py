@@ -8,6 +8,7 @@
     │   ├── CatalogError
     │   ├── CheckpointError
     │   ├── DatasetError
+    │   ├── FeaturesError
     │   └── StorageError
     ├── ErrorBudgetExceeded     too many rejects: nothing was published       (exit 3)
     ├── LeaseError              another run holds, or took over, the output   (exit 4)
@@ -44,6 +45,10 @@ class CheckpointError(RefusedError):
 
 class DatasetError(RefusedError):
     """A labelled data set cannot be used; the message names the missing file or the rows."""
+
+
+class FeaturesError(RefusedError):
+    """Features are not there, or are those of another feature set."""
 
 
 class StorageError(RefusedError):

@@ -27,11 +27,15 @@ class TrackFeatures:
         Where each segment begins [s].
     duration_seconds : float
         Of the whole track [s].
+    n_frames : int
+        Frames of a segment that are the track's own; fewer than there are where a short track was
+        filled up to a whole segment.
     """
 
     segments: Float32
     starts_seconds: list[float]
     duration_seconds: float
+    n_frames: int
 
 
 class Extractor:
@@ -52,9 +56,17 @@ class Extractor:
         self._mel = MelStream(feature_set.mel)
 
     def extract(
-        self, audio_bytes: bytes, *, expected_seconds: float | None = None
+        self, audio_bytes: bytes, *, expected_seconds: float | None = None, track_id: str = ""
     ) -> TrackFeatures:
         """Extract the features of one track.
+
+        Parameters
+        ----------
+        audio_bytes : bytes
+        expected_seconds : float, optional
+            As the catalog states it [s].
+        track_id : str
+            Decides where segments lie that are placed at random.
 
         Raises
         ------
@@ -74,5 +86,6 @@ class Extractor:
             self._mel.discard()
         if not np.isfinite(mel).all():
             raise AudioError("not_finite", "the mel spectrogram holds NaN or infinite values")
-        segments, starts = self._feature_set.segments(mel)
-        return TrackFeatures(segments, starts, seconds)
+        segments, starts = self._feature_set.segments(mel, track_id=track_id)
+        n_frames = min(len(mel), self._feature_set.segment_frames)
+        return TrackFeatures(segments, starts, seconds, n_frames)

@@ -1,7 +1,7 @@
-"""What is done: the ``scores/`` and ``rejects/`` tables, and the only code that commits to them.
+"""What is done: ``scores/``, ``features/``, ``rejects/``, and the only code that commits to them.
 
-Workers write whole Parquet parts under ``scores/<run_id>/`` and hand back their names. The one
-driver that holds the lease adds finished parts to the Delta table, many in one transaction.
+Workers write whole Parquet parts under ``<table>/<run_id>/`` and hand back their names. The one
+driver that holds the lease adds finished parts to the Delta tables, many in one transaction.
 A part that no commit names does not exist for any reader, and is swept by the next run.
 """
 
@@ -11,15 +11,17 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
+from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
 
-from mer_batch import schema
+from mer_batch import feature_table, schema
+from mer_batch.delta import open_table, part_paths, table_uri
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
 from mer_batch.storage import Location, Storage
@@ -31,15 +33,22 @@ _FENCE_ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Part:
-    """A finished file of scores: its path below ``scores/``, its size and rows."""
+    """A finished file: its path below its table's folder, its size and rows."""
 
     path: str
     n_bytes: int
     n_rows: int
 
 
+_SCHEMAS = {
+    "scores": schema.scores_schema,
+    "features": schema.features_schema,
+    "rejects": schema.rejects_schema,
+}
+
+
 class Ledger:
-    """The two tables of one output.
+    """The tables of one output.
 
     Parameters
     ----------
@@ -47,6 +56,9 @@ class Ledger:
     output : Location
     id_type : pa.DataType
         Type of the catalog's ids, string or int64.
+    product : {"scores", "features"}
+        The table that parts are added to. It and the rejects are made where they are not there;
+        the other one is read if it is.
 
     Raises
     ------
@@ -55,39 +67,47 @@ class Ledger:
     StorageError
     """
 
-    def __init__(self, storage: Storage, output: Location, id_type: pa.DataType) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        output: Location,
+        id_type: pa.DataType,
+        *,
+        product: Literal["scores", "features"] = "scores",
+    ) -> None:
         self._storage = storage
         self._output = output
         self._id_type = id_type
+        self._product = product
         self._generation = 0
-        self._open_both()
+        self._open_all()
 
-    def _open_both(self) -> None:
+    def _open_all(self) -> None:
         self._opened = time.monotonic()
-        self._scores = self._open("scores", schema.scores_schema(self._id_type))
-        self._rejects = self._open("rejects", schema.rejects_schema(self._id_type))
+        found = {name: self._open(name) for name in _SCHEMAS}
+        self._tables = {name: table for name, table in found.items() if table is not None}
 
     def renew(self) -> None:
         """Open the tables with today's credentials: temporary ones expire in a long night."""
         if self._output.is_s3 and time.monotonic() - self._opened > _CREDENTIALS_SECONDS:
-            self._open_both()
+            self._open_all()
 
-    def _open(self, name: str, columns: pa.Schema) -> DeltaTable:
+    def _open(self, name: str) -> DeltaTable | None:
         location = self._output.child(name)
-        options = self._storage.delta_options(location)
-        try:
+        table = open_table(self._storage, location)
+        if table is None and name in (self._product, "rejects"):
             try:
-                table = DeltaTable(location.uri, storage_options=options)
-            except TableNotFoundError:
                 DeltaTable.create(
-                    location.uri,
-                    schema=Schema.from_arrow(columns),
+                    table_uri(location),
+                    schema=Schema.from_arrow(_SCHEMAS[name](self._id_type)),
                     mode="ignore",
-                    storage_options=options,
+                    storage_options=self._storage.delta_options(location),
                 )
-                table = DeltaTable(location.uri, storage_options=options)
-        except (DeltaError, OSError) as error:
-            raise StorageError(f"cannot open the table {location.uri!r}: {error}") from error
+            except (DeltaError, OSError) as error:
+                raise StorageError(f"cannot open the table {location.uri!r}: {error}") from error
+            table = open_table(self._storage, location)
+        if table is None:
+            return None
         found = pa.schema(table.schema().to_arrow()).field("track_id").type
         if found != self._id_type:
             raise CatalogError(
@@ -101,27 +121,51 @@ class Ledger:
     def scores(self, *, features_id: str, model_id: str, columns: Sequence[str]) -> pa.Table:
         """Rows scored by one model on one feature set, any audio version."""
         return self._read(
-            self._scores,
-            schema.scores_schema(self._id_type),
+            "scores",
             columns,
             (pads.field("features_id") == features_id) & (pads.field("model_id") == model_id),
         )
 
     def rejects(self) -> pa.Table:
         """All rejects, one row per track."""
-        columns = schema.rejects_schema(self._id_type)
-        return self._read(self._rejects, columns, columns.names, None)
+        return self._read("rejects", _SCHEMAS["rejects"](self._id_type).names, None)
 
-    def _read(
-        self,
-        table: DeltaTable,
-        columns_schema: pa.Schema,
-        columns: Sequence[str],
-        rows: pads.Expression | None,
-    ) -> pa.Table:
+    def features(
+        self, *, features_id: str, columns: Sequence[str] = feature_table.INDEX_COLUMNS
+    ) -> tuple[pa.Table, list[str]]:
+        """Segments of one feature set, any audio version; see ``feature_table.read_rows``.
+
+        Returns
+        -------
+        rows : pa.Table
+            `columns`, and `part` and `row`, where each lies.
+        problems : list of str
+            One for each part that cannot be read.
+        """
+        parts = []
+        if "features" in self._tables:
+            self._refresh(self._tables["features"])
+            parts = self._parts("features")
+        rows, problems = feature_table.read_rows(self._storage, parts, columns)
+        rows = rows.filter(pads.field("features_id") == features_id)
+        at = rows.schema.get_field_index("track_id")
+        if at >= 0 and rows.num_rows == 0:
+            rows = rows.set_column(at, "track_id", pa.array([], self._id_type))
+        return rows.select([*columns, "part", "row"]), problems
+
+    def feature_parts(self, features_id: str) -> list[Location]:
+        """The parts that hold segments of one feature set."""
+        rows, _ = self.features(features_id=features_id, columns=["features_id"])
+        named = set(rows["part"].to_pylist())
+        return [part for part in self._parts("features") if part.uri in named]
+
+    def _read(self, name: str, columns: Sequence[str], rows: pads.Expression | None) -> pa.Table:
+        columns_schema = _SCHEMAS[name](self._id_type)
+        if name not in self._tables:
+            return columns_schema.empty_table().select(list(columns))
+        self._refresh(self._tables[name])
         # Not DeltaTable.to_pyarrow_table(): it may abort the interpreter at exit.
-        self._refresh(table)
-        parts = self._parts(table)
+        parts = self._parts(name)
         if not parts:
             return columns_schema.empty_table().select(list(columns))
         dataset = pads.dataset(
@@ -138,26 +182,26 @@ class Ledger:
         except (DeltaError, OSError) as error:
             raise StorageError(f"cannot read {table.table_uri}: {error}") from error
 
-    def _parts(self, table: DeltaTable) -> list[Location]:
-        """The files that the table names, below our own name of its folder.
-
-        Not ``file_uris()``: those are percent-encoded, and lie behind any symbolic link.
-        """
-        folder = self._output.child("scores" if table is self._scores else "rejects")
-        return [folder.child(path) for path in _paths(table)]
+    def _parts(self, name: str) -> list[Location]:
+        """The files that a table names, below our own name of its folder."""
+        if name not in self._tables:
+            return []
+        return [self._output.child(name, path) for path in part_paths(self._tables[name])]
 
     def content_id(self) -> str:
-        """Names what both tables hold: changes with every row added, changed or removed."""
+        """Names what a night is made of: changes with every score or reject added or removed."""
         files = []
-        for table in (self._scores, self._rejects):
-            self._refresh(table)
-            files.append(sorted(_paths(table)))
+        for name in ("scores", "rejects"):
+            self._refresh(self._tables[name])
+            files.append(sorted(part_paths(self._tables[name])))
         return content_id(files)
 
     # ------------------------------------------------------------------ writing
 
     def fence(self, generation: int) -> None:
         """Shut earlier holders of the lease out: their commits carry a smaller generation.
+
+        Brings tables of an earlier release up to today's columns as well.
 
         Raises
         ------
@@ -167,7 +211,7 @@ class Ledger:
             Where the fence could not be put up.
         """
         self._generation = generation
-        for table in (self._scores, self._rejects):
+        for table in self._tables.values():
             for attempt in range(1, _FENCE_ATTEMPTS + 1):
                 try:
                     self._add(table, [], [])
@@ -176,9 +220,26 @@ class Ledger:
                     # The holder to be shut out may be committing this very moment.
                     if attempt == _FENCE_ATTEMPTS:
                         raise
+        for name, table in self._tables.items():
+            self._add_missing_columns(name, table)
 
-    def commit_parts(self, parts: Sequence[Part], *, run_id: str, sequence: int) -> None:
-        """Add finished parts to ``scores`` in one transaction.
+    def _add_missing_columns(self, name: str, table: DeltaTable) -> None:
+        """Columns that came later are added to the table: in older rows they are null."""
+        there = set(pa.schema(table.schema().to_arrow()).names)
+        missing = [field for field in _SCHEMAS[name](self._id_type) if field.name not in there]
+        if not missing:
+            return
+        fields: list[Field] = Schema.from_arrow(pa.schema(missing)).fields
+        try:
+            table.alter.add_columns(fields, commit_properties=self._commit_properties([]))
+        except (DeltaError, OSError) as error:
+            raise StorageError(f"cannot add columns to {table.table_uri}: {error}") from error
+        self._refresh(table)
+
+    def commit_parts(
+        self, parts: Sequence[Part], *, run_id: str, sequence: int, table: str | None = None
+    ) -> None:
+        """Add finished parts to a table, the product's by default, in one transaction.
 
         Raises
         ------
@@ -194,7 +255,7 @@ class Ledger:
             )
             for part in parts
         ]
-        self._add(self._scores, actions, [Transaction(run_id, sequence)])
+        self._add(self._tables[table or self._product], actions, [Transaction(run_id, sequence)])
 
     def _add(
         self, table: DeltaTable, actions: list[AddAction], transactions: list[Transaction]
@@ -225,10 +286,11 @@ class Ledger:
         """
         if rows.num_rows == 0:
             return
-        self._check_generation(self._rejects)
+        rejects = self._tables["rejects"]
+        self._check_generation(rejects)
         try:
             (
-                self._rejects.merge(
+                rejects.merge(
                     rows,
                     predicate="target.track_id = source.track_id",
                     source_alias="source",
@@ -241,8 +303,8 @@ class Ledger:
                 .execute()
             )
         except (DeltaError, OSError) as error:
-            self._check_generation(self._rejects)
-            raise StorageError(f"cannot commit to {self._rejects.table_uri}: {error}") from error
+            self._check_generation(rejects)
+            raise StorageError(f"cannot commit to {rejects.table_uri}: {error}") from error
 
     def _commit_properties(self, transactions: list[Transaction]) -> CommitProperties:
         # Two transactions that carry the same application id conflict: that is the fence.
@@ -265,23 +327,20 @@ class Ledger:
 
         Only safe for a run that has ended, by the holder of the lease.
         """
-        folder = self._output.child("scores", run_id)
-        if not folder.is_s3 and not self._storage.is_folder(folder):
+        return sum(self._sweep(name, run_id) for name in ("scores", "features"))
+
+    def _sweep(self, name: str, run_id: str) -> int:
+        folder = self._output.child(name, run_id)
+        if name not in self._tables or not (folder.is_s3 or self._storage.is_folder(folder)):
             return 0
-        self._refresh(self._scores)
-        named = {part.uri for part in self._parts(self._scores)}
+        self._refresh(self._tables[name])
+        named = {part.uri for part in self._parts(name)}
         n_swept = 0
         for found, _, _ in list(self._storage.list_files(folder)):
             if found.uri not in named:
                 self._storage.delete(found)
                 n_swept += 1
         return n_swept
-
-
-def _paths(table: DeltaTable) -> list[str]:
-    """The table's files, relative to its folder."""
-    actions = pa.table(table.get_add_actions(flatten=True))
-    return [str(path) for path in actions["path"].to_pylist()]
 
 
 def track_keys(

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from mer_batch import schema
 from mer_batch.catalog import Catalog
+from mer_batch.feature_table import newest_whole
 from mer_batch.ledger import Ledger, track_keys
 from mer_batch.schema import Identity
 from mer_batch.storage import Storage
@@ -29,16 +30,16 @@ class Plan:
     with_versions : bool
         False under ``catalog.changes: ignore``: then `keys` name tracks only.
     pending : pa.Table
-        Tracks to score: ``track_id, audio_uri, audio_version, expected_seconds, attempts,
+        Tracks to do: ``track_id, audio_uri, audio_version, expected_seconds, attempts,
         first_run_id, first_seen`` (the last three of an earlier reject, or 0 and null).
-    n_scored, n_rejected : int
-        Catalog rows that are done already.
+    n_done, n_rejected : int
+        Catalog rows that have their scores, or features, and those that are rejects already.
     """
 
     keys: pa.ChunkedArray
     with_versions: bool
     pending: pa.Table
-    n_scored: int
+    n_done: int
     n_rejected: int
 
     def fingerprint(self) -> str:
@@ -53,27 +54,113 @@ class Plan:
 def make_plan(
     catalog: Catalog, ledger: Ledger, storage: Storage, identity: Identity, *, detect_changes: bool
 ) -> Plan:
-    """Compare the catalog with the ledger.
+    """Compare the catalog with the scores there are.
 
     Raises
     ------
     StorageError
         Where the audio's versions cannot be listed.
     """
-    tracks = catalog.keys
-    versions = _versions(tracks, storage) if detect_changes else None
-    keys = track_keys(tracks["track_id"], versions)
-
     scores = ledger.scores(
         features_id=identity.features_id,
         model_id=identity.model_id,
         columns=["track_id", "audio_version"],
     )
-    is_scored = _is_in(keys, scores, versions is not None)
-    rejects = ledger.rejects()
+    return _plan(catalog, scores, ledger.rejects(), storage, identity, detect_changes)
+
+
+def make_extraction_plan(
+    catalog: Catalog, ledger: Ledger, storage: Storage, identity: Identity, *, detect_changes: bool
+) -> tuple[Plan, list[str]]:
+    """Compare the catalog with the features there are, of which no segment must be missing.
+
+    Returns
+    -------
+    plan : Plan
+    problems : list of str
+        Parts that cannot be read; their tracks are pending.
+
+    Raises
+    ------
+    StorageError
+        Where the audio's versions cannot be listed.
+    """
+    segments, problems = ledger.features(features_id=identity.features_id)
+    tracks = newest_whole(segments)
+    plan = _plan(catalog, tracks, ledger.rejects(), storage, identity, detect_changes)
+    return plan, problems
+
+
+def with_features(plan: Plan, ledger: Ledger, features_id: str) -> tuple[pa.Table, pa.Table]:
+    """Split what is pending into tracks whose features are there, and tracks to decode.
+
+    Returns
+    -------
+    from_features : pa.Table
+        Rows of ``plan.pending`` ordered by part, with `part` and, in it, `rows`; `n_frames`,
+        `features_duration_seconds` and `features_version` as they stand there.
+    to_decode : pa.Table
+        The other rows of ``plan.pending``.
+    """
+    pending = plan.pending
+    segments, _ = ledger.features(features_id=features_id)
+    tracks = _whole_tracks(segments)
+    # Without versions the newest features count.
+    tracks = tracks.sort_by([("extracted_at", "descending")])
+    versions = [t["audio_version"] if plan.with_versions else None for t in (pending, tracks)]
+    keys = track_keys(pending["track_id"], versions[0])
+    there = track_keys(tracks["track_id"], versions[1])
+    at = pc.index_in(keys, there.combine_chunks()).combine_chunks()
+    found = _found_features(pending, at, tracks)
+    return found.sort_by("part"), pending.filter(pc.is_null(at))
+
+
+_FEATURE_COLUMNS = {
+    "part": "part",
+    "rows": "rows",
+    "n_frames": "n_frames",
+    "duration_seconds": "features_duration_seconds",
+    "audio_version": "features_version",
+}
+
+
+def _found_features(pending: pa.Table, at: pa.Array, tracks: pa.Table) -> pa.Table:
+    """The pending tracks that have features, beside where those lie."""
+    found = pending.filter(pc.is_valid(at))
+    columns = tracks.take(at.drop_null())
+    for name, ours in _FEATURE_COLUMNS.items():
+        found = found.append_column(ours, columns[name])
+    return found
+
+
+def _whole_tracks(segments: pa.Table) -> pa.Table:
+    """One row for each track of which every segment is there, in one part."""
+    keys = ["track_id", "audio_version", "extracted_at", "part"]
+    rest = ["n_frames", "duration_seconds", "n_segments"]
+    tracks = (
+        newest_whole(segments)
+        .group_by(keys, use_threads=False)
+        .aggregate([("row", "list"), *((name, "first") for name in rest)])
+    )
+    tracks = tracks.rename_columns([*keys, "rows", *rest])
+    return tracks.filter(pc.equal(pc.list_value_length(tracks["rows"]), tracks["n_segments"]))
+
+
+def _plan(
+    catalog: Catalog,
+    done: pa.Table,
+    rejects: pa.Table,
+    storage: Storage,
+    identity: Identity,
+    detect_changes: bool,
+) -> Plan:
+    tracks = catalog.keys
+    versions = _versions(tracks, storage) if detect_changes else None
+    keys = track_keys(tracks["track_id"], versions)
+    is_done = _is_in(keys, done, versions is not None)
     is_rejected = _is_in(keys, permanent(rejects, identity), versions is not None)
-    is_rejected = pc.and_not(is_rejected, is_scored)
-    is_pending = pc.invert(pc.or_(is_scored, is_rejected))
+    is_rejected = pc.and_not(is_rejected, is_done)
+    is_pending = pc.invert(pc.or_(is_done, is_rejected))
 
     pending = pa.table(
         {
@@ -87,7 +174,7 @@ def make_plan(
         keys=keys,
         with_versions=versions is not None,
         pending=_with_history(pending, rejects),
-        n_scored=pc.sum(is_scored).as_py() or 0,
+        n_done=pc.sum(is_done).as_py() or 0,
         n_rejected=pc.sum(is_rejected).as_py() or 0,
     )
 
@@ -101,6 +188,18 @@ def permanent(rejects: pa.Table, identity: Identity) -> pa.Table:
     passing = pc.or_(passing, pc.and_(doubtful, pc.less(rejects["attempts"], 2)))
     same = pc.equal(rejects["extraction_id"], identity.extraction_id)
     return rejects.filter(pc.and_(pc.invert(passing), same))
+
+
+def reject_counts(plan: Plan, rejects: pa.Table, identity: Identity) -> dict[str, int]:
+    """How many of the catalog's rows are rejects of this extraction, by reason."""
+    rejects = rejects.filter(pc.equal(rejects["extraction_id"], identity.extraction_id))
+    there = track_keys(
+        rejects["track_id"], rejects["audio_version"] if plan.with_versions else None
+    )
+    at = pc.index_in(plan.keys, there.combine_chunks()).combine_chunks()
+    reasons = rejects["reason"].take(at.drop_null())
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(reasons).to_pylist()}
+    return dict(sorted(counts.items()))
 
 
 def _is_in(keys: pa.ChunkedArray, rows: pa.Table, with_versions: bool) -> pa.ChunkedArray:

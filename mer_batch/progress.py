@@ -12,17 +12,30 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 _LINE_SECONDS = 10.0
 
 
-class TagProgress:
-    """Progress of scoring `n_tracks` tracks, as a context.
+class TrackProgress:
+    """Progress of work on `n_tracks` tracks, as a context.
 
     Parameters
     ----------
     console : Console
     n_tracks : int
+    doing : str
+        What is done to them, in one word.
+    begins : str
+        What comes before the first one is done.
     """
 
-    def __init__(self, console: Console, n_tracks: int) -> None:
-        self.n_scored = 0
+    def __init__(
+        self,
+        console: Console,
+        n_tracks: int,
+        *,
+        doing: str = "tagging",
+        begins: str = "starting Ray",
+    ) -> None:
+        self.n_succeeded = 0
+        self._doing = doing
+        self._begins = begins
         self.rejects: Counter[str] = Counter()
         self._console = console
         self._n_tracks = n_tracks
@@ -31,7 +44,7 @@ class TagProgress:
         self._live: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> TagProgress:
+    def __enter__(self) -> TrackProgress:
         if self._console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),
@@ -41,10 +54,10 @@ class TagProgress:
                 console=self._console,
                 transient=True,
             )
-            self._task = self._live.add_task("tagging", total=self._n_tracks, state="starting Ray")
+            self._task = self._live.add_task(self._doing, total=self._n_tracks, state=self._begins)
             self._live.start()
         else:
-            self._console.print(f"tagging {self._n_tracks:,} tracks: starting Ray")
+            self._console.print(f"{self._doing} {self._n_tracks:,} tracks: {self._begins}")
         return self
 
     def __exit__(
@@ -59,7 +72,7 @@ class TagProgress:
     @property
     def n_done(self) -> int:
         """Tracks with an outcome."""
-        return self.n_scored + self.rejects.total()
+        return self.n_succeeded + self.rejects.total()
 
     @property
     def seconds(self) -> float:
@@ -70,15 +83,15 @@ class TagProgress:
         """The cluster is up: the clock of the rate starts."""
         self._started = time.monotonic()
 
-    def add(self, n_scored: int, reasons: list[str]) -> None:
+    def add(self, n_succeeded: int, reasons: list[str]) -> None:
         """Count a finished block."""
-        self.n_scored += n_scored
+        self.n_succeeded += n_succeeded
         self.rejects.update(reasons)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self.n_done, state=self._state())
         elif time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._last_line = time.monotonic()
-            self._console.print(f"tagging {self.n_done:,}/{self._n_tracks:,} {self._state()}")
+            self._console.print(f"{self._doing} {self.n_done:,}/{self._n_tracks:,} {self._state()}")
 
     def _state(self) -> str:
         rate = self.n_done / max(self.seconds, 1e-3)

@@ -40,6 +40,20 @@ DOUBTFUL_REASONS = frozenset({"decoder_crash", "timeout", "memory_limit"})
 
 _TIME = pa.timestamp("us", tz="UTC")
 
+#: Where the true value lies for nine tracks in ten; null from a model that cannot say.
+INTERVAL_FIELDS = tuple(
+    pa.field(f"{target}_{end}", pa.float32()) for target in TARGETS for end in ("low", "high")
+)
+
+#: What a model gives for a track, in ``scores/``.
+SCORE_COLUMNS = (
+    *TARGETS,
+    *(f"{target}_std" for target in TARGETS),
+    *(field.name for field in INTERVAL_FIELDS),
+    "n_segments",
+    "duration_seconds",
+)
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -57,6 +71,11 @@ class Identity:
     model_id: str
     extraction_id: str
 
+    @classmethod
+    def of(cls, features_id: str, model_id: str, limits: dict[str, object]) -> Identity:
+        """With the id of the extraction under these limits."""
+        return cls(features_id, model_id, content_id({"features_id": features_id, **limits}))
+
 
 def scores_schema(id_type: pa.DataType) -> pa.Schema:
     """Columns of ``scores/``: one row per (track_id, audio_version, features_id, model_id)."""
@@ -69,12 +88,37 @@ def scores_schema(id_type: pa.DataType) -> pa.Schema:
             pa.field("arousal", pa.float32()),
             pa.field("valence_std", pa.float32()),
             pa.field("arousal_std", pa.float32()),
+            *INTERVAL_FIELDS,
             pa.field("n_segments", pa.int32()),
             pa.field("duration_seconds", pa.float64()),
             pa.field("features_id", pa.string(), nullable=False),
             pa.field("model_id", pa.string(), nullable=False),
             pa.field("run_id", pa.string()),
             pa.field("scored_at", _TIME),
+        ]
+    )
+
+
+def features_schema(id_type: pa.DataType) -> pa.Schema:
+    """Columns of ``features/``: one row per segment.
+
+    This is what the Delta log says. It knows neither half floats nor lists of a fixed size, so
+    ``mel`` stands there as a list of floats; a part's own schema is ``feature_table``'s.
+    """
+    return pa.schema(
+        [
+            pa.field("track_id", id_type, nullable=False),
+            pa.field("segment", pa.int32(), nullable=False),
+            pa.field("start_seconds", pa.float64()),
+            pa.field("n_segments", pa.int32(), nullable=False),
+            pa.field("n_frames", pa.int32(), nullable=False),
+            pa.field("duration_seconds", pa.float64()),
+            pa.field("audio_uri", pa.string()),
+            pa.field("audio_version", pa.string(), nullable=False),
+            pa.field("features_id", pa.string(), nullable=False),
+            pa.field("run_id", pa.string()),
+            pa.field("extracted_at", _TIME, nullable=False),
+            pa.field("mel", pa.list_(pa.float32())),
         ]
     )
 
@@ -113,6 +157,7 @@ ENRICHED_FIELDS = (
     pa.field("arousal", pa.float32()),
     pa.field("valence_std", pa.float32()),
     pa.field("arousal_std", pa.float32()),
+    *INTERVAL_FIELDS,
     pa.field("n_segments", pa.int32()),
     pa.field("duration_seconds", pa.float64()),
     pa.field("tag_status", pa.string()),

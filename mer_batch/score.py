@@ -9,6 +9,13 @@ import numpy.typing as npt
 import torch
 
 from mer_batch.errors import AudioError
+from mer_batch.schema import INTERVAL_FIELDS, TARGETS
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+# More in one go would not stay in the processor's cache: twice as slow a segment at 64.
+_BATCH_SEGMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,17 @@ class TrackScore:
     std: tuple[float, float] | None
     n_segments: int
 
+    def columns(self, duration_seconds: float) -> dict[str, float | int | None]:
+        """The same as ``schema.SCORE_COLUMNS``, for a row of ``scores/``."""
+        unknown = (None, None)
+        return {
+            **dict(zip(TARGETS, self.mean, strict=True)),
+            **{f"{t}_std": s for t, s in zip(TARGETS, self.std or unknown, strict=True)},
+            **{field.name: None for field in INTERVAL_FIELDS},
+            "n_segments": self.n_segments,
+            "duration_seconds": duration_seconds,
+        }
+
 
 class Scorer:
     """Scores features with a model on the CPU, one thread.
@@ -42,7 +60,7 @@ class Scorer:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
 
-    def score(self, segments: npt.NDArray[np.float32]) -> TrackScore:
+    def score(self, segments: Float32) -> TrackScore:
         """Score one track.
 
         Parameters
@@ -54,14 +72,66 @@ class Scorer:
         AudioError
             ``not_finite`` where the model's output is not a number.
         """
+        return track_score(self._outputs(segments))
+
+    def outputs(self, segments: Float32, n_frames: npt.NDArray[np.integer]) -> Float64:
+        """What the model says of segments of many tracks, those of equal length together.
+
+        Parameters
+        ----------
+        segments : float32, shape (n_rows, n_mels, segment_frames)
+        n_frames : integers, shape (n_rows,)
+            How many frames of each the model is shown.
+
+        Returns
+        -------
+        float64, shape (n_rows, n_members, 2)
+            For :func:`track_score`: the same numbers as those of one track by itself, but for
+            rounding.
+        """
+        found: list[tuple[npt.NDArray[np.intp], Float64]] = []
+        for length in np.unique(n_frames).tolist():
+            rows = np.flatnonzero(n_frames == length)
+            for begin in range(0, len(rows), _BATCH_SEGMENTS):
+                batch = rows[begin : begin + _BATCH_SEGMENTS]
+                found.append((batch, self._outputs(_cut(segments, batch, length))))
+        outputs = np.empty((len(segments), *found[0][1].shape[1:]))
+        for batch, values in found:
+            outputs[batch] = values
+        return outputs
+
+    def _outputs(self, segments: Float32) -> Float64:
         with torch.inference_mode():
-            outputs = self._model(torch.from_numpy(segments)).double().numpy()
-        values = outputs.reshape(-1, 2)
-        if not np.isfinite(values).all():
-            raise AudioError("not_finite", "the model's output is not finite for this track")
-        valence, arousal = np.clip(values.mean(axis=0), -1, 1).tolist()
-        std = None
-        if len(values) > 1:
-            valence_std, arousal_std = values.std(axis=0).tolist()
-            std = (valence_std, arousal_std)
-        return TrackScore((valence, arousal), std, len(segments))
+            outputs: Float64 = self._model(torch.from_numpy(segments)).double().numpy()
+        return outputs
+
+
+def _cut(segments: Float32, rows: npt.NDArray[np.intp], length: int) -> Float32:
+    """Rows cut to a length, without a copy where they lie together and are whole."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        return np.ascontiguousarray(segments[first : last + 1, :, :length])
+    return np.ascontiguousarray(segments[rows, :, :length])
+
+
+def track_score(outputs: Float64) -> TrackScore:
+    """Score of a track out of what the model says of its segments.
+
+    Parameters
+    ----------
+    outputs : float64, shape (n_segments, n_members, 2)
+
+    Raises
+    ------
+    AudioError
+        ``not_finite`` where one is not a number.
+    """
+    values = outputs.reshape(-1, len(TARGETS))
+    if not np.isfinite(values).all():
+        raise AudioError("not_finite", "the model's output is not finite for this track")
+    valence, arousal = np.clip(values.mean(axis=0), -1, 1).tolist()
+    std = None
+    if len(values) > 1:
+        valence_std, arousal_std = values.std(axis=0).tolist()
+        std = (valence_std, arousal_std)
+    return TrackScore((valence, arousal), std, len(outputs))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,15 +20,18 @@ from mer_batch.audio.decode import AudioLimits
 from mer_batch.child import Child, ChildStartError, _checked
 from mer_batch.compose import compose, encode_mp3
 from mer_batch.errors import AudioError
+from mer_batch.feature_sets import feature_set
 from mer_batch.limits import ChildLimits
+from mer_batch.task import ExtractTask, GivenTrack, ScoreTask
 from tests.sounds import without_tag
 from tests.test_checkpoint import save
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ScoreTask:
     folder = save(tmp_path_factory.mktemp("checkpoint"))
-    return (folder / "card.json").read_bytes(), (folder / "weights.safetensors").read_bytes()
+    names = ("card.json", "weights.safetensors")
+    return ScoreTask(*((folder / name).read_bytes() for name in names))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,15 @@ def endless_mp3(long_mp3: bytes) -> bytes:
 
 
 @pytest.fixture
-def child(checkpoint: tuple[bytes, bytes]) -> Iterator[Child]:
-    child = Child(*checkpoint, ChildLimits(timeout_seconds=60))
+def child(checkpoint: ScoreTask) -> Iterator[Child]:
+    child = Child(checkpoint, ChildLimits(timeout_seconds=60))
     yield child
     child.close()
+
+
+def score_of(child: Child, audio: bytes) -> dict[str, Any]:
+    outcome: dict[str, Any] = child.outcome(GivenTrack(audio))
+    return outcome
 
 
 def pid_of(child: Child) -> int:
@@ -55,14 +64,14 @@ def signal_soon(child: Child, number: int, *, seconds: float = 0.4) -> None:
 
 def reason_of(child: Child, audio: bytes) -> str:
     with pytest.raises(AudioError) as caught:
-        child.score(audio)
+        score_of(child, audio)
     return caught.value.reason
 
 
 def test_scores_tracks_and_keeps_its_process(child: Child, short_mp3s: dict[str, bytes]) -> None:
-    scores = [child.score(audio) for audio in short_mp3s.values()]
+    scores = [score_of(child, audio) for audio in short_mp3s.values()]
     pid = pid_of(child)
-    assert scores == [child.score(audio) for audio in short_mp3s.values()]
+    assert scores == [score_of(child, audio) for audio in short_mp3s.values()]
     assert pid_of(child) == pid
     for score in scores:
         assert -1 <= score["valence"] <= 1
@@ -73,7 +82,7 @@ def test_scores_tracks_and_keeps_its_process(child: Child, short_mp3s: dict[str,
 
 
 def test_several_segments_have_a_spread(child: Child, long_mp3: bytes) -> None:
-    score = child.score(without_tag(long_mp3) * 3)
+    score = score_of(child, without_tag(long_mp3) * 3)
     assert score["n_segments"] == 3
     assert score["valence_std"] >= 0
 
@@ -83,7 +92,7 @@ def test_a_bad_track_is_a_reject_and_the_next_one_is_scored(
 ) -> None:
     assert reason_of(child, b"no audio") == "not_audio"
     pid = pid_of(child)
-    child.score(short_mp3s["sad"])
+    score_of(child, short_mp3s["sad"])
     assert pid_of(child) == pid
 
 
@@ -91,12 +100,12 @@ def test_a_bad_track_is_a_reject_and_the_next_one_is_scored(
 def test_a_crash_costs_one_track(
     child: Child, number: signal.Signals, endless_mp3: bytes, short_mp3s: dict[str, bytes]
 ) -> None:
-    before = child.score(short_mp3s["calm"])
+    before = score_of(child, short_mp3s["calm"])
     signal_soon(child, number)
     with pytest.raises(AudioError, match=number.name) as caught:
-        child.score(endless_mp3)
+        score_of(child, endless_mp3)
     assert caught.value.reason == "decoder_crash"
-    assert child.score(short_mp3s["calm"]) == before
+    assert score_of(child, short_mp3s["calm"]) == before
 
 
 def test_the_tracks_around_a_crash_are_scored(
@@ -104,45 +113,43 @@ def test_the_tracks_around_a_crash_are_scored(
 ) -> None:
     """The track behind was handed over to the child that died: it is handed over again."""
     good = short_mp3s["calm"]
-    expected = child.score(good)
+    expected = score_of(child, good)
     signal_soon(child, signal.SIGSEGV)
     tracks = [good, endless_mp3, good, b"no audio", good]
-    outcomes = list(child.scores((audio, None) for audio in tracks))
+    outcomes = list(child.outcomes(GivenTrack(audio) for audio in tracks))
     reasons = [outcome.reason if isinstance(outcome, AudioError) else None for outcome in outcomes]
     assert reasons == [None, "decoder_crash", None, "not_audio", None]
     assert outcomes[0] == outcomes[2] == outcomes[4] == expected
 
 
 def test_a_hang_costs_one_track(
-    checkpoint: tuple[bytes, bytes], endless_mp3: bytes, short_mp3s: dict[str, bytes]
+    checkpoint: ScoreTask, endless_mp3: bytes, short_mp3s: dict[str, bytes]
 ) -> None:
-    child = Child(*checkpoint, ChildLimits(timeout_seconds=3))
+    child = Child(checkpoint, ChildLimits(timeout_seconds=3))
     try:
-        before = child.score(short_mp3s["calm"])
+        before = score_of(child, short_mp3s["calm"])
         pid = pid_of(child)
         os.kill(pid, signal.SIGSTOP)  # hangs before it even reads the track
         assert reason_of(child, endless_mp3) == "timeout"
         assert not psutil.pid_exists(pid)
-        assert child.score(short_mp3s["calm"]) == before
+        assert score_of(child, short_mp3s["calm"]) == before
         signal_soon(child, signal.SIGSTOP)  # hangs in the middle of decoding
         assert reason_of(child, endless_mp3) == "timeout"
-        assert child.score(short_mp3s["calm"]) == before
+        assert score_of(child, short_mp3s["calm"]) == before
     finally:
         child.close()
 
 
-def test_memory_is_limited(checkpoint: tuple[bytes, bytes], short_mp3s: dict[str, bytes]) -> None:
-    child = Child(*checkpoint, ChildLimits(memory_bytes=2_000_000))
+def test_memory_is_limited(checkpoint: ScoreTask, short_mp3s: dict[str, bytes]) -> None:
+    child = Child(checkpoint, ChildLimits(memory_bytes=2_000_000))
     try:
         assert reason_of(child, short_mp3s["calm"] + bytes(50_000_000)) == "memory_limit"
     finally:
         child.close()
 
 
-def test_limits_reach_the_child(
-    checkpoint: tuple[bytes, bytes], short_mp3s: dict[str, bytes]
-) -> None:
-    child = Child(*checkpoint, ChildLimits(AudioLimits(min_seconds=10)))
+def test_limits_reach_the_child(checkpoint: ScoreTask, short_mp3s: dict[str, bytes]) -> None:
+    child = Child(checkpoint, ChildLimits(AudioLimits(min_seconds=10)))
     try:
         assert reason_of(child, short_mp3s["calm"]) == "too_short"
     finally:
@@ -153,7 +160,7 @@ def test_the_child_inherits_no_secret(
     child: Child, short_mp3s: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-word")
-    child.score(short_mp3s["calm"])
+    score_of(child, short_mp3s["calm"])
     environment = psutil.Process(pid_of(child)).environ()
     assert "AWS_SECRET_ACCESS_KEY" not in environment
     assert set(environment) <= {
@@ -168,25 +175,26 @@ def test_the_decoders_warnings_stay_out_of_our_output(
     audio = short_mp3s["calm"]
     damaged = audio[:8000] + bytes(3000) + audio[11_000:]
     try:
-        child.score(damaged)
+        score_of(child, damaged)
     except AudioError as error:
         assert "\0" not in error.message
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: tuple[bytes, bytes]) -> None:
-    (tmp_path / "card").write_bytes(checkpoint[0])
-    (tmp_path / "weights").write_bytes(checkpoint[1])
+def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: ScoreTask) -> None:
+    (tmp_path / "card").write_bytes(checkpoint.card_json)
+    (tmp_path / "weights").write_bytes(checkpoint.weights)
     (tmp_path / "long.mp3").write_bytes(
         without_tag(encode_mp3(compose("calm", 1, seconds=30))) * 100
     )
     program = (
         "import sys, threading, pathlib\n"
         "from mer_batch.child import Child, ChildLimits\n"
+        "from mer_batch.task import GivenTrack, ScoreTask\n"
         "card, weights, audio = (pathlib.Path(p).read_bytes() for p in sys.argv[1:])\n"
-        "child = Child(card, weights, ChildLimits())\n"
+        "child = Child(ScoreTask(card, weights), ChildLimits())\n"
         "child._start(); print(child._process.pid, flush=True)\n"
-        "child.score(audio)\n"
+        "score_of(child, audio)\n"
     )
     names = [str(tmp_path / name) for name in ("card", "weights", "long.mp3")]
     parent = subprocess.Popen(
@@ -214,21 +222,23 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: tuple[bytes,
     ],
 )  # fmt: skip
 def test_a_reply_of_another_form_is_not_trusted(reply: bytes) -> None:
-    with pytest.raises(ValueError):
-        _checked(bytearray(reply))
+    for task in (ScoreTask(b"", b""), ExtractTask(feature_set("log_mel"), "float16")):
+        with pytest.raises(ValueError):
+            task.n_bytes(_checked(bytearray(reply)))
 
 
 def test_tracks_left_unread_are_nobodys(child: Child, short_mp3s: dict[str, bytes]) -> None:
-    tracks = [(short_mp3s["calm"], None), (short_mp3s["tense"], None)]
-    outcomes = child.scores(iter(tracks))
+    tracks = [GivenTrack(short_mp3s["calm"]), GivenTrack(short_mp3s["tense"])]
+    outcomes = child.outcomes(iter(tracks))
     first = next(outcomes)
     outcomes.close()  # the second one has been handed over already
-    assert child.score(short_mp3s["calm"]) == first
+    assert score_of(child, short_mp3s["calm"]) == first
 
 
-def test_a_child_that_cannot_start_is_no_fault_of_a_track(checkpoint: tuple[bytes, bytes]) -> None:
-    card = json.loads(checkpoint[0])
+def test_a_child_that_cannot_start_is_no_fault_of_a_track(checkpoint: ScoreTask) -> None:
+    card = json.loads(checkpoint.card_json)
     card["model"] = "no_such_model"
-    child = Child(json.dumps(card).encode(), checkpoint[1], ChildLimits())
+    task = ScoreTask(json.dumps(card).encode(), checkpoint.weights)
+    child = Child(task, ChildLimits())
     with pytest.raises(ChildStartError, match="no_such_model"):
-        child.score(b"")
+        score_of(child, b"")

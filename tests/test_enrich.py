@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_batch import schema
+from mer_batch.budget import Budget
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.enrich import (
     MARKER,
-    Budget,
     Outcome,
     last_published,
     look_up_outcome,

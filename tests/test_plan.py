@@ -101,7 +101,7 @@ def pending(plan: Plan) -> list[Any]:
 
 def test_everything_is_pending_at_first(bench: Bench) -> None:
     plan = bench.plan(bench.catalog({"b": "1", "a": "1"}))
-    assert (pending(plan), plan.n_scored, plan.n_rejected) == (["b", "a"], 0, 0)
+    assert (pending(plan), plan.n_done, plan.n_rejected) == (["b", "a"], 0, 0)
     assert plan.pending.to_pylist()[1] == {
         "track_id": "a", "audio_uri": f"{bench.folder}/a.mp3", "audio_version": "1",
         "expected_seconds": 1.0, "attempts": 0, "first_run_id": None, "first_seen": None,
@@ -115,7 +115,7 @@ def test_only_the_same_version_of_the_same_model_is_done(bench: Bench) -> None:
     versions = dict.fromkeys(["new", "done", "other model", "other features"], "1")
     plan = bench.plan(bench.catalog({**versions, "changed": "2"}))
     assert pending(plan) == ["new", "other model", "other features", "changed"]
-    assert (plan.n_scored, plan.n_rejected) == (1, 0)
+    assert (plan.n_done, plan.n_rejected) == (1, 0)
 
 
 def test_a_permanent_reject_holds_for_its_version_and_limits(bench: Bench) -> None:
@@ -125,7 +125,7 @@ def test_a_permanent_reject_holds_for_its_version_and_limits(bench: Bench) -> No
     versions: dict[Any, str | None] = {"silent": "1", "mended": "2", "other limits": "1"}
     plan = bench.plan(bench.catalog({**versions, "access_denied": "1", "storage_error": "1"}))
     assert pending(plan) == ["mended", "other limits", "access_denied", "storage_error"]
-    assert (plan.n_scored, plan.n_rejected) == (0, 1)
+    assert (plan.n_done, plan.n_rejected) == (0, 1)
     assert plan.pending["attempts"].to_pylist() == [2] * 4
     assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4
     assert plan.pending["first_seen"].to_pylist() == [NOW] * 4
@@ -140,14 +140,14 @@ def test_a_score_counts_more_than_an_old_reject(bench: Bench) -> None:
     bench.reject(("a", "1", "silent"))
     bench.score(("a", "1"))
     plan = bench.plan(bench.catalog({"a": "1"}))
-    assert (pending(plan), plan.n_scored, plan.n_rejected) == ([], 1, 0)
+    assert (pending(plan), plan.n_done, plan.n_rejected) == ([], 1, 0)
 
 
 def test_changes_can_be_ignored(bench: Bench) -> None:
     bench.score(("a", "1"))
     bench.reject(("b", "1", "silent"))
     plan = bench.plan(bench.catalog({"a": "2", "b": "2", "c": "2"}), detect=False)
-    assert (pending(plan), plan.n_scored, plan.n_rejected) == (["c"], 1, 1)
+    assert (pending(plan), plan.n_done, plan.n_rejected) == (["c"], 1, 1)
     assert plan.pending["audio_version"].to_pylist() == [None]
     assert plan.keys.to_pylist() == ["a", "b", "c"]
 
@@ -226,7 +226,7 @@ def test_every_track_is_pending_scored_or_rejected(
     plant(bench.reject, "passing", "1", "storage_error")
     plant(bench.reject, "other limits", "1", "too_long", identity=Identity("f", "m", "other"))
     plan = bench.plan(bench.catalog({f"t{n}": "1" for n in range(len(states))}))
-    assert plan.n_scored == len(by_state["scored"])
+    assert plan.n_done == len(by_state["scored"])
     assert plan.n_rejected == len(by_state["rejected"])
     done = {"scored", "rejected"}
     assert pending(plan) == [f"t{n}" for n, state in enumerate(states) if state not in done]

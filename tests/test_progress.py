@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from mer_batch.progress import TagProgress, describe_rejects
+from mer_batch.progress import TrackProgress, describe_rejects
 
 
 def console(*, is_terminal: bool) -> Console:
@@ -22,26 +22,26 @@ def shown(output: Console) -> str:
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_outcomes_are_counted(is_terminal: bool) -> None:
-    with TagProgress(console(is_terminal=is_terminal), 10) as progress:
+    with TrackProgress(console(is_terminal=is_terminal), 10) as progress:
         progress.begin_work()
         progress.add(3, [])
         progress.add(2, ["silent", "timeout", "silent"])
         progress.add(0, [])
-    assert (progress.n_scored, progress.n_done) == (5, 8)
+    assert (progress.n_succeeded, progress.n_done) == (5, 8)
     assert progress.rejects == {"silent": 2, "timeout": 1}
     assert progress.seconds >= 0
 
 
 def test_without_a_terminal_lines_are_plain() -> None:
     output = console(is_terminal=False)
-    with TagProgress(output, 12_345) as progress:
+    with TrackProgress(output, 12_345) as progress:
         progress.add(1, [])
     assert shown(output) == "tagging 12,345 tracks: starting Ray\n"
 
 
 def test_a_line_is_written_once_in_a_while() -> None:
     output = console(is_terminal=False)
-    with TagProgress(output, 4_000) as progress:
+    with TrackProgress(output, 4_000) as progress:
         progress._last_line -= 3600
         progress._started -= 3600
         progress.add(1_000, ["silent"] * 800)
@@ -52,7 +52,7 @@ def test_a_line_is_written_once_in_a_while() -> None:
 
 def test_a_terminal_shows_a_live_line_and_leaves_nothing_behind() -> None:
     output = console(is_terminal=True)
-    with TagProgress(output, 5) as progress:
+    with TrackProgress(output, 5) as progress:
         progress.add(2, ["silent"])
         assert progress._live is not None
         progress._live.refresh()
@@ -63,7 +63,7 @@ def test_a_terminal_shows_a_live_line_and_leaves_nothing_behind() -> None:
 
 
 def test_a_live_line_ends_with_an_error_too() -> None:
-    progress = TagProgress(console(is_terminal=True), 5)
+    progress = TrackProgress(console(is_terminal=True), 5)
     with pytest.raises(ZeroDivisionError), progress:
         raise ZeroDivisionError
     assert progress._live is not None

@@ -235,3 +235,10 @@ def power_to_db(power: Float32, *, floor_db: float = -100.0) -> Float32:
     tiny = 10.0 ** (floor_db / 10)
     decibels: Float32 = (10 * np.log10(np.maximum(power, tiny))).astype(np.float32)
     return decibels
+
+
+def db_to_power(decibels: Float32, *, floor_db: float = -100.0) -> Float32:
+    """Decibels to power, ``10 ** (decibels / 10)``; nothing where they are at the floor."""
+    power: Float32 = np.power(np.float32(10), decibels * np.float32(0.1), dtype=np.float32)
+    power[decibels <= floor_db] = 0
+    return power

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mer_batch.audio.decode import DECODER
 from mer_batch.audio.mel import MelParameters, power_to_db
-from mer_batch.audio.segment import segment_starts
+from mer_batch.audio.segment import random_starts, segment_starts
 from mer_batch.errors import ConfigError
 from mer_batch.registry import load_plugin, plugin_names
 from mer_batch.schema import content_id
@@ -42,6 +42,9 @@ class FeatureSet:
         dense layer over time. False: it keeps its own length.
     floor_db : float
         Lowest value where `unit` is "dB".
+    placement : {"even", "random"}
+        Segments spread evenly over a track, as tracks are scored, or at random places that follow
+        from the track's id alone.
     """
 
     name: str
@@ -51,6 +54,7 @@ class FeatureSet:
     max_segments: int = 7
     fixed_length: bool = False
     floor_db: float = -100.0
+    placement: Literal["even", "random"] = "even"
 
     @property
     def segment_frames(self) -> int:
@@ -60,15 +64,20 @@ class FeatureSet:
     @property
     def features_id(self) -> str:
         """Short hash of the configuration, the kernels and the decoder's version."""
-        return content_id({**asdict(self), "decoder": DECODER, "kernel": _KERNEL_VERSION})
+        content = {**asdict(self), "decoder": DECODER, "kernel": _KERNEL_VERSION}
+        if self.placement == "even":
+            del content["placement"]  # the ids that were given before there was a choice
+        return content_id(content)
 
-    def segments(self, mel: Float32) -> tuple[Float32, list[float]]:
+    def segments(self, mel: Float32, *, track_id: str = "") -> tuple[Float32, list[float]]:
         """Cut a track's mel spectrogram into the segments that a model is shown.
 
         Parameters
         ----------
         mel : float32, shape (n_frames, n_mels) [power]
             Of the whole track: a segment's edges see the music around them, not padding.
+        track_id : str
+            Decides where the segments lie if they are placed at random.
 
         Returns
         -------
@@ -78,7 +87,7 @@ class FeatureSet:
         starts_seconds : list of float
             Where each segment begins [s].
         """
-        starts = segment_starts(len(mel), self.segment_frames, max_segments=self.max_segments)
+        starts = self._starts(len(mel), track_id)
         length = min(len(mel), self.segment_frames)
         stacked = np.stack([mel[start : start + length] for start in starts])
         if self.fixed_length and length < self.segment_frames:
@@ -88,6 +97,12 @@ class FeatureSet:
         hop_seconds = self.mel.hop_length / self.mel.sample_rate
         segments = np.ascontiguousarray(values.transpose(0, 2, 1))
         return segments, [start * hop_seconds for start in starts]
+
+    def _starts(self, n_frames: int, track_id: str) -> list[int]:
+        length, most = self.segment_frames, self.max_segments
+        if self.placement == "random":
+            return random_starts(n_frames, length, max_segments=most, track_id=track_id)
+        return segment_starts(n_frames, length, max_segments=most)
 
 
 def feature_set(name: str) -> FeatureSet:

@@ -22,7 +22,7 @@ from mer_batch.config import (
 )
 from mer_batch.datasets import Dataset, without_repeats
 from mer_batch.errors import ConfigError, RefusedError
-from mer_batch.feature_sets import FeatureSet, configured_feature_set
+from mer_batch.feature_sets import FeatureSet
 from mer_batch.labels import load_configured
 from mer_batch.learners import (
     BaselineLearner,
@@ -84,7 +84,7 @@ def check_names(config: LearnConfig) -> None:
         faults.append(unknown_name("recipe", config.recipe, sorted(config.recipes)))
     for name, recipe in config.recipes.items():
         try:
-            feature_set = configured_feature_set(recipe.features)
+            feature_set = recipe.features.feature_set()
             if recipe.model not in model_names():
                 raise ConfigError(unknown_name("model", recipe.model, model_names()))
             model = build_model(recipe.model, _parameters(recipe, feature_set))
@@ -134,7 +134,7 @@ def prepare(
     console : Console
     """
     feature_sets = {
-        name: configured_feature_set(recipe.features) for name, recipe in recipes.items()
+        name: recipe.features.feature_set() for name, recipe in recipes.items()
     }
     sources: dict[str, list[FeatureSource]] = {}
     usable = [{clip.track_id for clip in dataset.clips} for dataset in datasets]

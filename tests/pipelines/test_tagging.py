@@ -26,6 +26,7 @@ from mer_batch.checkpoint import builtin_checkpoint
 from mer_batch.child import Child
 from mer_batch.errors import CatalogError, CheckpointError, ErrorBudgetExceeded
 from mer_batch.limits import ChildLimits
+from mer_batch.task import GivenTrack, ScoreTask
 from tests.pipelines.conftest import Tagged
 from tests.sounds import sine, wav, without_tag
 from tests.test_checkpoint import edit_card, save
@@ -245,9 +246,9 @@ def find_children() -> list[psutil.Process]:
 def resident_bytes_of_an_idle_decoder(audio: bytes) -> int:
     """What a decoder process holds after an ordinary track."""
     checkpoint = builtin_checkpoint()
-    child = Child(checkpoint.card_json, checkpoint.weights, ChildLimits())
+    child = Child(ScoreTask(checkpoint.card_json, checkpoint.weights), ChildLimits())
     try:
-        child.score(audio)
+        child.outcome(GivenTrack(audio))
         assert child._process is not None
         return int(psutil.Process(child._process.pid).memory_info().rss)
     finally:

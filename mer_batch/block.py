@@ -1,0 +1,302 @@
+"""One block of tracks to one finished part: what a worker does, whatever it makes of a track."""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from mer_batch import schema
+from mer_batch.child import Child
+from mer_batch.errors import AudioError
+from mer_batch.limits import ChildLimits
+from mer_batch.schema import Identity
+from mer_batch.storage import AudioObject, Location, Storage
+from mer_batch.task import GivenTrack, Task
+
+# Tracks fetched while one is being decoded: hides a store's latency, costs their bytes in memory.
+_READ_AHEAD = 4
+
+
+class PartWriter(Protocol):
+    """Collects the rows of a part."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows added."""
+
+    def add(self, track: dict[str, Any], outcome: Any) -> None:
+        """Add what the task has made of a track; `track` holds the columns all tables share."""
+
+    def finish(self) -> bytes:
+        """The part as a Parquet file."""
+
+
+class Product(Protocol):
+    """What a job makes of a catalog: a table, row by row. Goes to workers by pickling."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table, and of its folder below the output."""
+
+    def task(self) -> Task:
+        """What the child is to do to each track."""
+
+    def part(self, id_type: pa.DataType) -> PartWriter:
+        """A new part."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to know.
+
+    Attributes
+    ----------
+    storage : Storage
+    output : Location
+    run_id : str
+    identity : Identity
+    product : Product
+    limits : ChildLimits
+    """
+
+    storage: Storage
+    output: Location
+    run_id: str
+    identity: Identity
+    product: Product
+    limits: ChildLimits
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What a worker says of a block it has done. What it made never leaves the worker.
+
+    Attributes
+    ----------
+    part_path : str or None
+        Of the finished part, below its table's folder; None where no track got so far.
+    part_bytes, n_rows, n_done : int
+        The part's size, its rows and its tracks.
+    rejects : list of dict
+        Rows of ``schema.rejects_schema``.
+    mended_ids : list
+        Tracks now done that had a reject.
+    left_ids : list
+        Tracks that could not be done this way and are no rejects.
+    """
+
+    part_path: str | None
+    part_bytes: int
+    n_rows: int
+    n_done: int
+    rejects: list[dict[str, Any]]
+    mended_ids: list[Any]
+    left_ids: list[Any]
+
+
+class BlockRecord:
+    """Outcomes of a block's tracks, on their way into a part and a report.
+
+    Parameters
+    ----------
+    job : Job
+    number : int
+        Of the block, for the part's name.
+    id_type : pa.DataType
+    """
+
+    def __init__(self, job: Job, number: int, id_type: pa.DataType) -> None:
+        self._job = job
+        self._number = number
+        self._part = job.product.part(id_type)
+        self._n_done = 0
+        self._rejects: list[dict[str, Any]] = []
+        self._mended_ids: list[Any] = []
+        self._left_ids: list[Any] = []
+
+    def add(self, track: dict[str, Any], version: str, outcome: Any) -> None:
+        """Record what became of a track, at the version of its audio that was read."""
+        if isinstance(outcome, AudioError):
+            self._rejects.append(self._reject(track, version, outcome))
+            return
+        self._part.add(
+            {
+                "track_id": track["track_id"],
+                "audio_uri": track["audio_uri"],
+                "audio_version": _version(track, version),
+                "features_id": self._job.identity.features_id,
+                "run_id": self._job.run_id,
+            },
+            outcome,
+        )
+        self._n_done += 1
+        if track["attempts"]:
+            self._mended_ids.append(track["track_id"])
+
+    def leave(self, track: dict[str, Any]) -> None:
+        """Record that a track is to be done another way."""
+        self._left_ids.append(track["track_id"])
+
+    def finish(self) -> BlockReport:
+        """Write the part and report."""
+        path, n_bytes = self._write()
+        return BlockReport(
+            path, n_bytes, self._part.n_rows, self._n_done,
+            self._rejects, self._mended_ids, self._left_ids,
+        )  # fmt: skip
+
+    def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:
+        now = schema.utc_now()
+        return {
+            "track_id": track["track_id"],
+            "audio_uri": track["audio_uri"],
+            "audio_version": _version(track, version),
+            "reason": error.reason,
+            "message": error.message,
+            "attempts": track["attempts"] + 1,
+            "first_run_id": track["first_run_id"] or self._job.run_id,
+            "last_run_id": self._job.run_id,
+            "first_seen": track["first_seen"] or now,
+            "last_seen": now,
+            "extraction_id": self._job.identity.extraction_id,
+        }
+
+    def _write(self) -> tuple[str | None, int]:
+        """Write the part; returns its path below its table's folder and its size [bytes]."""
+        if not self._part.n_rows:
+            return None, 0
+        content = self._part.finish()
+        # The name is unique: a block that is tried again after its worker died leaves an orphan.
+        path = f"{self._job.run_id}/part-{self._number:06d}-{uuid.uuid4().hex[:12]}.parquet"
+        self._job.storage.write(self._job.output.child(self._job.product.table, path), content)
+        return path, len(content)
+
+
+class BlockWorker:
+    """Decodes blocks of tracks in one worker; keeps its child process from block to block.
+
+    Parameters
+    ----------
+    job : Job
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._child = Child(job.product.task(), job.limits)
+
+    def close(self) -> None:
+        """End the child process."""
+        self._child.close()
+
+    def work(self, number: int, block: pa.Table) -> BlockReport:
+        """Do a block, write its part, report its name and its rejects.
+
+        Parameters
+        ----------
+        number : int
+            Of the block, for the part's name.
+        block : pa.Table
+            Rows of ``Plan.pending``.
+        """
+        record = BlockRecord(self._job, number, block.schema.field("track_id").type)
+        for track, version, outcome in self._outcomes(block.to_pylist()):
+            record.add(track, version, outcome)
+        return record.finish()
+
+    def _outcomes(
+        self, tracks: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], str, Any | AudioError]]:
+        """Every track with the version that was read and its outcome, or why it has none."""
+        given: deque[tuple[dict[str, Any], str]] = deque()
+        unread: list[tuple[dict[str, Any], str, AudioError]] = []
+
+        def readable() -> Iterator[GivenTrack]:
+            for track, fetch in self._read_ahead(tracks):
+                try:
+                    audio = fetch.result()
+                except AudioError as error:
+                    unread.append((track, "", error))
+                    continue
+                given.append((track, audio.version))
+                seconds, track_id = track["expected_seconds"], str(track["track_id"])
+                yield GivenTrack(audio.content, seconds, track_id)
+
+        for outcome in self._child.outcomes(readable()):
+            yield (*given.popleft(), outcome)
+        yield from unread
+
+    def _read_ahead(
+        self, tracks: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
+        """The tracks in order, the next ones being fetched meanwhile."""
+        max_bytes = self._job.limits.audio.max_bytes
+        with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers:
+            waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
+            for track in tracks:
+                fetch = readers.submit(
+                    self._job.storage.read_audio, track["audio_uri"], max_bytes=max_bytes
+                )
+                waiting.append((track, fetch))
+                if len(waiting) > _READ_AHEAD:
+                    yield waiting.popleft()
+            yield from waiting
+
+
+class Closable(Protocol):
+    """Something that a process keeps for one job."""
+
+    def close(self) -> None:
+        """Make way for the next job's."""
+
+
+Worker = TypeVar("Worker", bound=Closable)
+_workers: dict[tuple[str, str], Any] = {}
+
+
+def of_this_process(make: Callable[[Job], Worker], job: Job) -> Worker:
+    """This process's worker for a job, made when it is first asked for.
+
+    A fleet reuses its worker processes: a worker and its child stay from block to block, and make
+    way for those of the next run.
+    """
+    for run_id, name in list(_workers):
+        if run_id != job.run_id:
+            _workers.pop((run_id, name)).close()
+    key = job.run_id, make.__name__
+    if key not in _workers:
+        _workers[key] = make(job)
+    worker: Worker = _workers[key]
+    return worker
+
+
+def work_block(number: int, block: pa.Table, job: Job) -> BlockReport:
+    """Decode a block with this process's worker; see :meth:`BlockWorker.work`."""
+    return of_this_process(BlockWorker, job).work(number, block)
+
+
+def _version(track: dict[str, Any], read: str) -> str:
+    """The version planned with; where none was looked up, the one that was read.
+
+    A file that changed in between is recorded under the old version: the next run finds the new
+    one in the catalog and does it again.
+    """
+    planned = track["audio_version"]
+    return read if planned is None else planned
+
+
+def reject_table(reports: Iterable[BlockReport], id_type: pa.DataType) -> pa.Table:
+    """Rows for ``Ledger.merge_rejects`` out of workers' reports: new rejects, and mended tracks."""
+    rows: list[dict[str, Any]] = []
+    for report in reports:
+        rows += report.rejects
+        rows += [
+            {"track_id": mended, "audio_version": "", "extraction_id": ""}
+            for mended in report.mended_ids
+        ]
+    return schema.reject_rows(rows, id_type)

@@ -1,0 +1,188 @@
+"""One run on one output: what every job that fills a table shares."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+
+from mer_batch.block import BlockReport, reject_table
+from mer_batch.catalog import Catalog
+from mer_batch.config import ExtractConfig, TagConfig
+from mer_batch.enrich import sweep_unfinished
+from mer_batch.errors import LeaseError, MerBatchError, RefusedError
+from mer_batch.ledger import Ledger, Part
+from mer_batch.plan import Plan
+from mer_batch.run import Run, StopSignals
+from mer_batch.storage import Location, Storage, parse_uri
+
+_COMMIT_SECONDS = 5.0
+_DONE = {"scores": "scored", "features": "extracted"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that holds its output.
+
+    Attributes
+    ----------
+    config : TagConfig or ExtractConfig
+    console : Console
+    storage : Storage
+    output : Location
+    catalog : Catalog
+    ledger : Ledger
+    run : Run
+    signals : StopSignals
+    done : str
+        What becomes of a track, in one word.
+    """
+
+    config: TagConfig | ExtractConfig
+    console: Console
+    storage: Storage
+    output: Location
+    catalog: Catalog
+    ledger: Ledger
+    run: Run
+    signals: StopSignals
+    done: str
+
+    @property
+    def detects_changes(self) -> bool:
+        """Whether audio that changed is looked at again."""
+        return self.config.catalog.changes == "detect"
+
+    def say(self, line: str) -> None:
+        """Tell the user, and the run's log."""
+        self.run.say(line)
+        self.console.print(line)
+
+    def sweep(self) -> None:
+        """Remove what runs that were cut short have left."""
+        for run_id in self.run.cut_short():
+            n_swept = self.ledger.sweep(run_id)
+            sweep_unfinished(self.storage, self.output, run_id)
+            self.run.forget(run_id)
+            self.run.say(f"run {run_id} was cut short: {n_swept} uncommitted parts removed")
+
+    def sweep_own(self) -> None:
+        """Remove parts of blocks that were done twice, their first worker lost."""
+        self.ledger.sweep(self.run.run_id)
+
+    def announce(self, plan: Plan) -> None:
+        """Tell what is to be done, and keep it in the manifest."""
+        n_tracks, n_pending = len(plan.keys), len(plan.pending)
+        self.run.manifest.update(
+            catalog={
+                "uri": self.config.catalog.uri,
+                "n_tracks": n_tracks,
+                "fingerprint": self.catalog.fingerprint,
+            },
+            **{f"n_{self.done}_before": plan.n_done},
+            n_rejected_before=plan.n_rejected,
+            n_pending=n_pending,
+        )
+        for note in self.catalog.notes:
+            self.say(note)
+        self.say(
+            f"{n_tracks:,} tracks: {plan.n_done:,} already {self.done}, "
+            f"{plan.n_rejected:,} already rejected, {n_pending:,} to do"
+        )
+
+
+@contextlib.contextmanager
+def opened(
+    config: TagConfig | ExtractConfig,
+    console: Console,
+    storage: Storage,
+    catalog: Catalog,
+    *,
+    product: Literal["scores", "features"],
+) -> Iterator[Session]:
+    """Take the output for one run, shut earlier holders out, and let it go in the end.
+
+    Raises
+    ------
+    LeaseError
+        Another run holds the output.
+    StorageError
+        It cannot be written.
+    """
+    output = parse_uri(config.output.uri)
+    storage.check_writable(output)
+    held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    with StopSignals() as signals, held as this_run:
+        ledger = Ledger(storage, output, catalog.id_type, product=product)
+        ledger.fence(this_run.lease.generation)
+        yield Session(
+            config, console, storage, output, catalog, ledger, this_run, signals, _DONE[product]
+        )
+
+
+@contextlib.contextmanager
+def no_refusal() -> Iterator[None]:
+    """Past this point work has begun: a fault of the store no longer means `refused`."""
+    try:
+        yield
+    except RefusedError as error:
+        raise MerBatchError(str(error)) from error
+
+
+class Committer:
+    """Collects reports and commits them every few seconds, and at the end.
+
+    Parameters
+    ----------
+    session : Session
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._waiting: list[BlockReport] = []
+        self._sequence = 0
+        self._last = time.monotonic()
+
+    def close(self, error: BaseException | None) -> None:
+        """Commit what waits, in whatever way the work has ended."""
+        if isinstance(error, LeaseError):
+            return  # the output belongs to another run now
+        # Under another error, that one counts: a lease lost as well only means nothing is kept.
+        with contextlib.suppress(LeaseError) if error else contextlib.nullcontext():
+            self.flush()
+
+    def add(self, report: BlockReport) -> None:
+        """Take one report; commits when it is time."""
+        self._waiting.append(report)
+        self.commit_if_due()
+
+    def commit_if_due(self) -> None:
+        """Commit what waits if the last commit is some seconds ago."""
+        if time.monotonic() - self._last >= _COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what waits."""
+        if not self._waiting:
+            return
+        ledger, run = self._session.ledger, self._session.run
+        with self._session.signals.deferred():
+            run.lease.check()
+            ledger.renew()
+            # Rejects first: should the run end between the two, a mended track is only tried again.
+            ledger.merge_rejects(reject_table(self._waiting, self._session.catalog.id_type))
+            parts = [
+                Part(report.part_path, report.part_bytes, report.n_rows)
+                for report in self._waiting
+                if report.part_path is not None
+            ]
+            if parts:
+                sequence = self._sequence + 1
+                ledger.commit_parts(parts, run_id=run.run_id, sequence=sequence)
+                self._sequence = sequence
+            self._waiting.clear()
+            self._last = time.monotonic()

@@ -1,0 +1,187 @@
+"""The work of a run: blocks in, commits out, the error budget watched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mer_batch.block import BlockReport, Job
+from mer_batch.budget import Budget
+from mer_batch.pipelines import fleet
+from mer_batch.pipelines.cluster import connected
+from mer_batch.pipelines.session import Committer, Session, no_refusal
+from mer_batch.progress import TrackProgress
+
+# Asked to stop, a run finishes the blocks in hand, for as long as a pre-empted node is given.
+_GRACE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stretch of work has come to.
+
+    Attributes
+    ----------
+    n_done, n_rejected : int
+        Tracks.
+    left_ids : list
+        Tracks to be done another way.
+    seconds : float
+    """
+
+    n_done: int
+    n_rejected: int
+    left_ids: list[Any]
+    seconds: float
+
+
+class Work:
+    """Work on what is pending, as a context: whatever its end, what was finished is committed.
+
+    Parameters
+    ----------
+    session : Session
+    job : Job
+    budget : Budget
+    n_tracks : int
+        Tracks that this run tries in all.
+
+    Attributes
+    ----------
+    n_done, n_rows, n_bytes : int
+        Tracks done, and the rows and bytes they have become.
+    rejects : Counter
+        By reason.
+    seconds : float
+        Without Ray's start [s].
+
+    Raises
+    ------
+    ErrorBudgetExceeded
+        Where it is exceeded already.
+    """
+
+    def __init__(self, session: Session, job: Job, budget: Budget, n_tracks: int) -> None:
+        self.n_done = self.n_rows = self.n_bytes = 0
+        self.rejects: Counter[str] = Counter()
+        self.seconds = 0.0
+        self._session = session
+        self._job = job
+        self._budget = budget
+        self._n_tracks = n_tracks
+        self._committer = Committer(session)
+        budget.check(n_tracks, {})
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._committer.close(error)
+        finally:
+            n_tried = self.n_done + self.rejects.total()
+            self._session.run.manifest.update(
+                {f"n_{self._session.done}": self.n_done},
+                n_rejected=dict(self.rejects),
+                n_bytes=self.n_bytes,
+                work_seconds=round(self.seconds, 3),
+                tracks_per_second=round(n_tried / max(self.seconds, 1e-3), 3),
+            )
+
+    def in_this_process(
+        self,
+        work: Callable[[int, pa.Table], BlockReport],
+        blocks: Iterable[pa.Table],
+        n_tracks: int,
+    ) -> Stage:
+        """Do blocks in threads of the driver, for what is over before a fleet would be there."""
+        n_threads = os.cpu_count() or 1
+        with self._progress(n_tracks, "re-scoring", "from features") as progress, no_refusal():
+            pool = ThreadPoolExecutor(n_threads, thread_name_prefix="work")
+            try:
+                asked = [pool.submit(work, *block) for block in enumerate(blocks)]
+                reports = (future.result() for future in as_completed(asked))
+                return self._take(reports, progress, n_in_hand=n_threads)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    @contextlib.contextmanager
+    def on_a_fleet(
+        self, n_tracks: int, *, doing: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> Iterator[FleetWork]:
+        """A fleet to do blocks; `meanwhile` runs while it starts."""
+        with self._progress(n_tracks, doing, "starting Ray") as progress:
+            cluster = connected(self._session.config.ray, meanwhile=meanwhile)
+            with cluster as n_cpus, no_refusal():
+                self._session.signals.install()  # over the handlers that Ray has put in place
+                progress.begin_work()
+                yield FleetWork(self, self._job, progress, n_cpus)
+                self._committer.flush()
+
+    @contextlib.contextmanager
+    def _progress(self, n_tracks: int, doing: str, begins: str) -> Iterator[TrackProgress]:
+        progress = TrackProgress(self._session.console, n_tracks, doing=doing, begins=begins)
+        with progress:
+            try:
+                yield progress
+            finally:
+                self.seconds += progress.seconds
+
+    def _take(
+        self,
+        reports: Iterable[BlockReport | None],
+        progress: TrackProgress,
+        *,
+        n_in_hand: int,
+    ) -> Stage:
+        """Commit reports as they come; after a signal those of the blocks in hand only."""
+        began, n_done, n_rejected = time.monotonic(), self.n_done, self.rejects.total()
+        signals = self._session.signals
+        left_ids: list[Any] = []
+        with signals.graceful(_GRACE_SECONDS):
+            for report in reports:
+                if report is None:
+                    self._committer.commit_if_due()
+                    continue
+                self._add(report, progress)
+                left_ids += report.left_ids
+                n_in_hand -= signals.was_asked
+                if n_in_hand == 0:
+                    break
+            if signals.was_asked:
+                signals.stop()
+        seconds = time.monotonic() - began
+        return Stage(self.n_done - n_done, self.rejects.total() - n_rejected, left_ids, seconds)
+
+    def _add(self, report: BlockReport, progress: TrackProgress) -> None:
+        reasons = [row["reason"] for row in report.rejects]
+        self.n_done += report.n_done
+        self.n_rows += report.n_rows
+        self.n_bytes += report.part_bytes
+        self.rejects.update(reasons)
+        self._committer.add(report)
+        progress.add(report.n_done, reasons)
+        self._budget.check(self._n_tracks, self.rejects)
+
+
+class FleetWork:
+    """Work that a fleet is there for."""
+
+    def __init__(self, work: Work, job: Job, progress: TrackProgress, n_cpus: int) -> None:
+        self._work = work
+        self._job = job
+        self._progress = progress
+        self.n_cpus = n_cpus
+
+    def run(self, work: fleet.Work, blocks: Iterator[pa.Table]) -> Stage:
+        """Do blocks as tasks."""
+        reports = fleet.stream(work, self._job, blocks)
+        return self._work._take(reports, self._progress, n_in_hand=self.n_cpus)

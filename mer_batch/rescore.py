@@ -1,0 +1,103 @@
+"""Score tracks again out of ``features/``, decoding nothing."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from mer_batch.block import BlockRecord, BlockReport, Job, of_this_process
+from mer_batch.checkpoint import Checkpoint
+from mer_batch.errors import AudioError, FeaturesError
+from mer_batch.feature_table import mels, open_part
+from mer_batch.score import Scorer, track_score
+from mer_batch.storage import parse_uri
+from mer_batch.tag import Scores
+
+Float64 = npt.NDArray[np.float64]
+
+
+class Rescorer:
+    """Scores blocks of tracks whose features are there.
+
+    A track whose features turn out to be damaged is left to be decoded: that is a fault of the
+    table, not of the track.
+
+    Parameters
+    ----------
+    job : Job
+        Of tagging.
+    """
+
+    def __init__(self, job: Job) -> None:
+        assert isinstance(job.product, Scores)
+        torch.set_num_threads(1)
+        checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")
+        self._job = job
+        self._feature_set = checkpoint.feature_set
+        self._scorer = Scorer(checkpoint.build())
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    def work(self, number: int, block: pa.Table) -> BlockReport:
+        """Score a block, write its part, report it.
+
+        Parameters
+        ----------
+        number : int
+            Of the block, for the part's name.
+        block : pa.Table
+            Tracks of ``plan.with_features``, those of one part of features together.
+        """
+        record = BlockRecord(self._job, number, block.schema.field("track_id").type)
+        for part, tracks in groupby(block.to_pylist(), key=lambda track: str(track["part"])):
+            self._score(part, list(tracks), record)
+        return record.finish()
+
+    def _score(self, part: str, tracks: list[dict[str, Any]], record: BlockRecord) -> None:
+        outputs = self._outputs(part, tracks)
+        for track in tracks:
+            try:
+                score = track_score(np.stack([outputs[row] for row in track["rows"]]))
+            except (KeyError, AudioError):  # its rows were not read, or hold no numbers
+                record.leave(track)
+                continue
+            columns = score.columns(track["features_duration_seconds"])
+            record.add(track, track["features_version"], columns)
+
+    def _outputs(self, part: str, tracks: list[dict[str, Any]]) -> dict[int, Float64]:
+        """What the model says of each of the tracks' rows that can be read, by row."""
+        lengths = {row: self._n_frames(track) for track in tracks for row in track["rows"]}
+        wanted = np.sort(np.fromiter(lengths, np.int64, len(lengths)))
+        outputs: dict[int, Float64] = {}
+        begin = 0
+        try:
+            with open_part(self._job.storage, parse_uri(part)) as file:
+                for group in range(file.num_row_groups):
+                    end = begin + file.metadata.row_group(group).num_rows
+                    rows = wanted[np.searchsorted(wanted, begin) : np.searchsorted(wanted, end)]
+                    if len(rows):
+                        table = file.read_row_group(group, columns=["mel"], use_threads=False)
+                        segments = mels(table, self._feature_set)[rows - begin]
+                        n_frames = np.array([lengths[row] for row in rows.tolist()])
+                        values = self._scorer.outputs(segments, n_frames)
+                        outputs.update(zip(rows.tolist(), values, strict=True))
+                    begin = end
+        except (OSError, pa.ArrowException, FeaturesError):
+            pass  # the rows from here on are missing: their tracks are left
+        return outputs
+
+    def _n_frames(self, track: dict[str, Any]) -> int:
+        """How much of a segment the model is shown."""
+        whole = self._feature_set.segment_frames
+        return whole if self._feature_set.fixed_length else int(track["n_frames"])
+
+
+def rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
+    """Score a block with this process's scorer; see :meth:`Rescorer.work`."""
+    return of_this_process(Rescorer, job).work(number, block)
