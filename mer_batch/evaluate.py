@@ -208,11 +208,12 @@ def describe_protocol(split: SplitConfig, grouped_by: str) -> str:
 
 
 def describe_r2(entry: dict[str, Any], target: str) -> str:
-    """One R^2, for a person: value, deviation over repeats, interval below."""
+    """One R^2, for a person: value, deviation over repeats; below, interval and correlation."""
     low, high = entry[f"{target}_interval"]
-    deviation = entry[f"{target}_std"]
+    deviation, r = entry[f"{target}_std"], entry[f"{target}_correlation"]
     repeats = "" if deviation is None else f" +- {deviation:.3f}"
-    return f"{entry[target]:.3f}{repeats}\n({low:.2f} to {high:.2f})"
+    correlation = "" if r is None else f" r {r:.2f}"
+    return f"{entry[target]:.3f}{repeats}\n({low:.2f} to {high:.2f}){correlation}"
 
 
 def _mean(values: Sequence[Float64]) -> Float64:

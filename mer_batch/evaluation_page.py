@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from rich import box
 from rich.table import Table
 
 from mer_batch.clips import Clips
@@ -166,56 +167,80 @@ def _beside(evaluation: Evaluation, dataset: str) -> list[tuple[str, tuple[float
     return rows
 
 
+#: Of the table; a row for each target.
+_HEADINGS = ("model", "target", "R²", "95 % interval", "r", "CCC", "RMSE", "covers")
+
+
 def text_tables(evaluation: Evaluation) -> list[Table]:
-    """One table for each data set, for a terminal."""
+    """One table for each data set, for a terminal of 80 columns."""
     tables = []
     for dataset in evaluation.clips.datasets:
-        ours = [measured for measured in evaluation.measured if measured.dataset == dataset.name]
-        n_clips = ours[0].entry["n_clips"]
-        table = Table(title=f"{dataset.name}: {n_clips} clips ({dataset.music})")
-        table.title_justify = "left"
+        rows = _rows(evaluation, dataset.name)
+        n_clips = len(evaluation.clips.of(evaluation.clips.datasets.index(dataset)))
+        table = Table(
+            title=f"{dataset.name}: {n_clips} clips ({dataset.music})",
+            title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+        )  # fmt: skip
         for heading in _HEADINGS:
-            table.add_column(heading, justify="left" if heading == "model" else "right")
-        for measured in ours:
-            table.add_row(*_cells(measured), end_section=measured is ours[-1])
-        for system, (valence, arousal), _ in _beside(evaluation, dataset.name):
-            table.add_row(system, f"{valence:.3f}", f"{arousal:.3f}")
+            is_text = heading in ("model", "target")
+            table.add_column(
+                heading, justify="left" if is_text else "right", no_wrap=heading != "model"
+            )
+        for _, name, cells in rows:
+            table.add_row(name, *("\n".join(column) for column in zip(*cells, strict=True)))
         tables.append(table)
     return tables
 
 
-_HEADINGS = ("model", "R2 valence", "R2 arousal", "r", "CCC", "RMSE", "90 % covers")
+def _rows(evaluation: Evaluation, dataset: str) -> list[tuple[str, str, list[list[str]]]]:
+    """Kind and name of each row of the table, and for each target its cells."""
+    rows = [
+        (m.kind, _name(m), [_cells(m.entry, target) for target in TARGETS])
+        for m in evaluation.measured
+        if m.dataset == dataset
+    ]
+    for system, values, kind in _beside(evaluation, dataset):
+        cells = [
+            [target, f"{value:.3f}", "", "", "", "", ""]
+            for target, value in zip(TARGETS, values, strict=True)
+        ]
+        rows.append((kind, system, cells))
+    return rows
 
 
-def _cells(measured: Measured) -> list[str]:
-    entry = measured.entry
-    name = f"{measured.name}, {measured.kind}" if measured.kind != "recipe" else measured.name
-    cells = [name]
-    for target in TARGETS:
-        low, high = entry[f"{target}_interval"]
-        deviation = entry[f"{target}_std"]
-        repeats = "" if deviation is None else f" ±{deviation:.3f}"
-        cells.append(f"{entry[target]:.3f}{repeats} ({low:.2f} to {high:.2f})")
-    for metric in ("correlation", "ccc", "rmse"):
-        cells.append(" / ".join(_number(entry[f"{target}_{metric}"]) for target in TARGETS))
-    coverage = [entry[f"{target}_coverage"] for target in TARGETS]
-    cells.append(" / ".join("-" if value is None else f"{value:.0%}" for value in coverage))
-    return cells
+def _name(measured: Measured) -> str:
+    return measured.name if measured.kind == "recipe" else f"{measured.name}, {measured.kind}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _cells(entry: dict[str, Any], target: str) -> list[str]:
+    low, high = entry[f"{target}_interval"]
+    deviation, coverage = entry[f"{target}_std"], entry[f"{target}_coverage"]
+    numbers = [entry[f"{target}_{metric}"] for metric in ("correlation", "ccc", "rmse")]
+    return [
+        target,
+        f"{entry[target]:.3f}" + ("" if deviation is None else f" ±{deviation:.3f}"),
+        f"{low:.2f} to {high:.2f}",
+        *("-" if number is None else f"{number:.2f}" for number in numbers),
+        "-" if coverage is None else f"{coverage:.1%}",
+    ]
 
 
 # ----------------------------------------------------------------------------------- the page
 
+_LEGEND = (
+    "R² is followed by its deviation over repeats; the 95 % interval is over which groups of clips "
+    "were measured. r is Pearson's correlation, CCC Lin's concordance. Covers: share of clips "
+    "within intervals of 90 % that were calibrated on the other folds. The mean predictor's R² is "
+    "zero at best. Unseen: fitted to the other data sets alone, with ratings on another scale. "
+    "Published figures were measured on other data or splits."
+)
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
        color: #1b1b1b; background: #fff; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-tr.recipe td:first-child { font-weight: 600; }
+th:first-child, td:first-child, td[rowspan] + td { text-align: left; }
+td[rowspan] { vertical-align: top; } tr.recipe td[rowspan] { font-weight: 600; }
 tr.published, tr.ceiling { color: #666; }
 figure { display: inline-block; margin: .5rem; } figcaption { text-align: center; }
 svg { max-width: 100%; height: auto; }
@@ -228,14 +253,14 @@ def page(evaluation: Evaluation, *, title: str) -> str:
     for dataset in evaluation.clips.datasets:
         ours = [measured for measured in evaluation.measured if measured.dataset == dataset.name]
         parts.append(f"<h2>{html.escape(dataset.name)}: {html.escape(dataset.music)}</h2>")
-        parts.append(_html_table(evaluation, dataset.name, ours))
+        parts.append(_html_table(evaluation, dataset.name))
         for measured in ours:
             if measured.kind == "recipe":
                 parts += [_figure(evaluation.clips, measured, column) for column in range(2)]
         parts += _paragraphs([f"{dataset.citation} Terms: {dataset.licence}"])
     parts += ["<h2>Against the baselines</h2>", "<ul>"]
     parts += [f"<li>{html.escape(line)}</li>" for line in evaluation.verdicts()]
-    parts += ["</ul>", "<h2>How it was measured</h2>", "<ul>"]
+    parts += ["</ul>", "<h2>How it was measured</h2>", f"<p>{html.escape(_LEGEND)}</p>", "<ul>"]
     protocols = dict.fromkeys(str(measured.entry["protocol"]) for measured in evaluation.measured)
     parts += [f"<li>{html.escape(protocol)}</li>" for protocol in protocols]
     body = "\n".join([*parts, "</ul>"])
@@ -250,15 +275,17 @@ def _paragraphs(texts: Sequence[str]) -> list[str]:
     return [f"<p>{html.escape(text)}</p>" for text in texts]
 
 
-def _html_table(evaluation: Evaluation, dataset: str, ours: list[Measured]) -> str:
+def _html_table(evaluation: Evaluation, dataset: str) -> str:
     lines = ["<table><tr>", *(f"<th>{html.escape(heading)}</th>" for heading in _HEADINGS), "</tr>"]
-    rows = [(measured.kind, _cells(measured)) for measured in ours]
-    for system, (valence, arousal), kind in _beside(evaluation, dataset):
-        rows.append((kind, [system, f"{valence:.3f}", f"{arousal:.3f}", "", "", "", ""]))
-    for kind, cells in rows:
-        tags = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr class="{kind}">{tags}</tr>')
+    for kind, name, (first, *others) in _rows(evaluation, dataset):
+        name_cell = f'<td rowspan="{len(TARGETS)}">{html.escape(name)}</td>'
+        lines.append(f'<tr class="{kind}">{name_cell}{_tags(first)}</tr>')
+        lines += [f'<tr class="{kind}">{_tags(cells)}</tr>' for cells in others]
     return "\n".join([*lines, "</table>"])
+
+
+def _tags(cells: list[str]) -> str:
+    return "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
 
 
 def _figure(clips: Clips, measured: Measured, column: int) -> str:

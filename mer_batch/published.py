@@ -14,7 +14,7 @@ class Published:
     dataset : str
         Name of the loader of the data it was measured on; empty for the paper's own mixture.
     system : str
-        What was measured, and where it is printed.
+        What was measured.
     valence, arousal : float
         R^2.
     """
@@ -25,13 +25,12 @@ class Published:
     arousal: float
 
 
-_PAPER = "Quan and Dong 2020, Table 1"
-
-#: The paper's own rows. Deezer's are those it compares itself with.
+#: Table 1 of Quan and Dong (2020); the last row is what it compares itself with, Delbouys et al.
+#: (2018), "Music Mood Detection Based on Audio and Lyrics with Deep Neural Net".
 PAPER = (
-    Published("", f"model 1 ({_PAPER})", -1.12, 0.76),
-    Published("", f"model 2 ({_PAPER})", 0.981, 0.173),
-    Published("deezer", f"Delbouys et al. 2018 (as in {_PAPER})", 0.179, 0.235),
+    Published("", "paper, model 1", -1.12, 0.76),
+    Published("", "paper, model 2", 0.981, 0.173),
+    Published("", "paper, quoting Deezer", 0.179, 0.235),
 )
 
 #: The best that is printed for each data set.

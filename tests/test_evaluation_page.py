@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import io
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mer_batch.clips import Clips
 from mer_batch.datasets import Dataset
@@ -31,7 +33,7 @@ LABELS = rng.uniform(-0.8, 0.8, size=(N, 2))
 
 def dataset(name: str) -> Dataset:
     words = dict.fromkeys(("licence", "citation", "source", "grouped_by", "scale"), "words")
-    return Dataset(name=name, clips=[], music="<music> & more", notes=[], n_raters=None, **words)
+    return Dataset(name=name, clips=[], music="<music> & more", **words)
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_results_hold_every_figure_and_what_stands_beside(evaluation: Evaluation
     assert {row["kind"] for row in rows} == {"baseline", "recipe", "ceiling", "published"}
     ceiling = {row["target"]: row["r2"] for row in rows if row["kind"] == "ceiling"}
     assert ceiling == {"valence": 0.77, "arousal": 0.82}
-    paper = {row["r2"] for row in rows if "Quan and Dong 2020, Table 1" in row["model"]}
+    paper = {row["r2"] for row in rows if row["model"].startswith("paper, model")}
     assert {-1.12, 0.76, 0.981, 0.173} <= paper
 
 
@@ -119,6 +121,9 @@ def test_predictions_reproduce_the_figures(evaluation: Evaluation) -> None:
 def test_the_terminal_has_one_row_for_each(evaluation: Evaluation) -> None:
     (table,) = text_tables(evaluation)
     names = list(table.columns[0].cells)
+    text = io.StringIO()
+    Console(file=text, width=80).print(table)
+    assert "…" not in text.getvalue()
     assert names[:4] == ["ridge, baseline", "good", "bad <b>", "ceiling: label noise"]
 
 
@@ -131,7 +136,7 @@ def test_the_page_is_whole_and_takes_names_for_text(evaluation: Evaluation) -> N
     assert "script" not in outline.counts and "b" not in outline.counts
     assert "<script>alert(1)</script>" in outline.text
     assert "does not beat" in outline.text and "0.820" in outline.text
-    assert "http://" not in text.replace("http://www.w3.org/", "").replace("http://purl.org/", "")
+    assert not {"script", "link", "img"} & set(outline.counts)  # nothing is fetched
 
 
 def test_a_browser_shows_the_page(evaluation: Evaluation, tmp_path: Path) -> None:
@@ -151,6 +156,6 @@ def test_a_browser_shows_the_page(evaluation: Evaluation, tmp_path: Path) -> Non
     picture = matplotlib.image.imread(tmp_path / "page.png")[:, :, :3]
     assert picture.shape[:2] == (2600, 1200)
     # The dots of the plots are there, in their colour, over white.
-    blue = np.abs(picture - np.array([0x24, 0x71, 0xA3]) / 255).max(axis=2) < 0.15
-    assert blue.sum() > 500
+    blue = picture[:, :, 2] - picture[:, :, 0] > 0.25
+    assert blue.sum() > 1000
     assert (picture > 0.98).all(axis=2).mean() > 0.5

@@ -1,7 +1,7 @@
 """What a network has to beat, by name: one file each, on statistics of the same mels.
 
 A baseline is a file with ``build(seed) -> estimator``, scikit-learn's ``fit`` and ``predict`` on
-(n_clips, 2 * n_mels) statistics and (n_clips, 2) labels. Baselines are measured, never shipped.
+(n_clips, 4 * n_mels) statistics and (n_clips, 2) labels. Baselines are measured, never shipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def baseline_names() -> list[str]:
 
 
 def band_statistics(log_mel: Tensor) -> Tensor:
-    """Mean and deviation over time of every band: what a baseline is shown.
+    """What a baseline is shown of every band.
+
+    Mean, deviation and skewness over time, and the deviation of the change between frames.
 
     Parameters
     ----------
@@ -39,6 +41,12 @@ def band_statistics(log_mel: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (batch, 2 * n_mels)
+    Tensor, shape (batch, 4 * n_mels)
     """
-    return torch.cat([log_mel.mean(dim=2), log_mel.std(dim=2, unbiased=False)], dim=1)
+    mean = log_mel.mean(dim=2)
+    centred = log_mel - mean[..., None]
+    std = centred.square().mean(dim=2).sqrt()
+    skewness = (centred**3).mean(dim=2) / (std**3 + 1e-3)
+    change = log_mel.diff(dim=2)
+    change_std = change.std(dim=2, unbiased=False) if change.shape[2] else torch.zeros_like(mean)
+    return torch.cat([mean, std, skewness, change_std], dim=1)

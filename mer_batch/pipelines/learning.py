@@ -133,9 +133,7 @@ def prepare(
         Told where the features lie.
     console : Console
     """
-    feature_sets = {
-        name: recipe.features.feature_set() for name, recipe in recipes.items()
-    }
+    feature_sets = {name: recipe.features.feature_set() for name, recipe in recipes.items()}
     sources: dict[str, list[FeatureSource]] = {}
     usable = [{clip.track_id for clip in dataset.clips} for dataset in datasets]
     for name, recipe in recipes.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from mer_batch.baselines import band_statistics, baseline_names, build_baseline
@@ -41,6 +42,18 @@ def test_an_unknown_baseline_is_refused_with_the_names_there_are() -> None:
         build_baseline("rigde", seed=0)
 
 
-def test_band_statistics_are_mean_and_deviation_of_each_band() -> None:
-    log_mel = torch.tensor([[[1.0, 3.0], [5.0, 5.0]]])
-    assert band_statistics(log_mel).tolist() == [[2, 5, 1, 0]]
+def test_band_statistics_are_those_of_scipy() -> None:
+    log_mel = np.random.default_rng(1).gamma(2.0, 10.0, size=(3, 5, 40))
+    found = band_statistics(torch.from_numpy(log_mel)).numpy()
+    expected = [
+        log_mel.mean(axis=2),
+        log_mel.std(axis=2),
+        scipy.stats.skew(log_mel, axis=2),
+        np.diff(log_mel, axis=2).std(axis=2),
+    ]
+    assert found == pytest.approx(np.concatenate(expected, axis=1), rel=1e-5)
+
+
+def test_a_band_that_never_changes_has_finite_statistics() -> None:
+    for n_frames in (1, 10):
+        assert torch.isfinite(band_statistics(torch.full((1, 4, n_frames), -100.0))).all()
