@@ -218,20 +218,17 @@ class TrainOutputConfig(_Section):
     uri: NonEmpty
 
 
-class PooledRidgeConfig(_Section):
-    """The built-in model; see ``models/pooled_ridge.py``.
+class PooledGPConfig(_Section):
+    """The built-in model; see ``models/pooled_gp.py``.
 
     Attributes
     ----------
     n_members : int
         Regressions in the ensemble.
-    coupling : float
-        Correlation between the tasks' regressions: 0 ignores the related sets, 1 pools them.
     """
 
-    name: Literal["pooled_ridge"] = "pooled_ridge"
+    name: Literal["pooled_gp"] = "pooled_gp"
     n_members: int = Field(16, ge=1, le=1000)
-    coupling: float = Field(0.7, ge=0, le=1)
 
 
 class TrainConfig(_Section):
@@ -247,7 +244,7 @@ class TrainConfig(_Section):
 
     data: TrainDataConfig
     output: TrainOutputConfig
-    model: PooledRidgeConfig = PooledRidgeConfig()
+    model: PooledGPConfig = PooledGPConfig()
     seed: int = Field(0, ge=0)
     n_folds: int = Field(5, ge=2)
     n_repeats: int = Field(10, ge=1)

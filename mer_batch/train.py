@@ -20,12 +20,12 @@ from torch import Tensor
 from mer_batch import metrics
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.checkpoint import Card, save_checkpoint
-from mer_batch.config import PooledRidgeConfig, TrainConfig
+from mer_batch.config import PooledGPConfig, TrainConfig
 from mer_batch.datasets import Dataset, LabelledClip, load_dataset
 from mer_batch.errors import AudioError, ConfigError, DatasetError
 from mer_batch.extract import Extractor
 from mer_batch.feature_sets import FeatureSet, feature_set
-from mer_batch.models.pooled_ridge import Model
+from mer_batch.models.pooled_gp import Model
 from mer_batch.schema import TARGETS
 from mer_batch.storage import parse_uri
 
@@ -132,7 +132,7 @@ def describe(
 ) -> tuple[Clips, list[RejectedClip]]:
     """Decode every clip and reduce it to statistics; clips that cannot be used are left out."""
     extractor = Extractor(features, AudioLimits())
-    statistics = Model(**model_parameters(features, PooledRidgeConfig())).statistics
+    statistics = Model(**model_parameters(features, PooledGPConfig())).statistics
     kept: list[tuple[int, LabelledClip, Tensor]] = []
     rejects = []
     for task, dataset in enumerate(datasets):
@@ -229,7 +229,6 @@ def fitted(clips: Clips, rows: Int64, features: FeatureSet, config: TrainConfig)
         clips.labels[rows],
         tasks=tasks,
         groups=clips.groups[rows],
-        coupling=config.model.coupling,
         seed=config.seed,
     )
     return model.eval()
@@ -242,7 +241,7 @@ def predict(model: Model, clips: Clips, rows: Int64) -> Float64:
     return torch.stack(scores).double().numpy()
 
 
-def model_parameters(features: FeatureSet, config: PooledRidgeConfig) -> dict[str, Any]:
+def model_parameters(features: FeatureSet, config: PooledGPConfig) -> dict[str, Any]:
     """Constructor arguments of the model, as its card keeps them."""
     names = ("n_mels", "sample_rate", "hop_length", "fmin", "fmax")
     return {name: getattr(features.mel, name) for name in names} | {"n_members": config.n_members}
