@@ -1,4 +1,4 @@
-"""Statistics over time of a log-mel spectrogram, in nine groups.
+"""Statistics over time of a log-mel spectrogram, in fourteen groups.
 
 Every statistic but the first two of ``loudness`` is free of gain: turning a recording up or down
 changes nothing. Silence, at a track's edges or within, carries no weight. Pure torch, and the
@@ -26,7 +26,10 @@ _MINOR_KEY = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 
 _MIN_FRAMES = 12
 _ACTIVE_DB = 50.0  # frames further below the loud ones are silence
 _RANGE_DB = 90.0  # bands further below the loud frames are noise floor
-_MAX_RISE_DB = 30.0
+_MAX_STEP_DB = 30.0
+_FULL_DB = 40.0  # bands further below the loud frames add nothing to how full it sounds
+_LOUDNESS_EXPONENT = 0.4  # perceived loudness is about a power of intensity
+_RATE_DB = (1.0, 2.0, 4.0, 8.0)
 _N_CEPSTRA = 25
 _LOWEST_PITCH_HZ = 700.0  # below it mel bands are wider than a semitone
 _OCTAVES = 3
@@ -116,15 +119,22 @@ class Statistics(nn.Module):
         # Peaks across bands: what is left of a frame without its smooth outline. In place, here
         # and below, because fresh memory costs as much as arithmetic.
         peaks = (self.sharpen @ sound.db).mul_(sound.active)
-        rises = self._rises(sound)
+        steps = sound.db.diff(dim=2).clamp_(-_MAX_STEP_DB, _MAX_STEP_DB)
+        rises, falls = self._by_range(steps.clamp_min(0)), self._by_range(-steps.clamp_max_(0))
+        strokes = self._strokes(sound)
         intervals, keys = self._harmony(sound, peaks)
         return {
-            "spectrum": _mean(sound.db, sound.active),
+            "spectrum": _mean(self.by20 @ sound.db, sound.active),
             "movement": _std(self.dct @ sound.db, sound.active),
             "flux": self._flux(sound),
             "loudness": _loudness(sound),
-            "onsets": _onsets(sound, rises),
-            "pulse": self._pulse(sound, rises),
+            "fullness": self._fullness(sound),
+            "evenness": self._evenness(sound),
+            "onsets": _changes(sound, strokes),
+            "decays": _changes(sound, falls),
+            "rates": self._rates(sound, rises),
+            "pulse": self._pulse(sound, rises[:, [0, 1, 4]]),
+            "beat": self._pulse(sound, strokes[:, :1]),
             "tones": self._tones(sound, peaks),
             "intervals": intervals,
             "keys": keys,
@@ -138,18 +148,54 @@ class Statistics(nn.Module):
         change = (self.by20 @ sound.db).diff(dim=2).abs_()
         return _mean(change, sound.steps).clamp_min(0.01).log()
 
-    def _rises(self, sound: _Sound) -> Tensor:
-        """Onset strength, shape (batch, 5, n_frames - 1): all bands, then four ranges, upwards."""
-        rise = sound.db.diff(dim=2).clamp_(0, _MAX_RISE_DB)
-        return torch.cat([rise.mean(dim=1, keepdim=True), self.by4 @ rise], dim=1)
+    def _fullness(self, sound: _Sound) -> Tensor:
+        """How many bands sound at once: mean and deviation of their share, mean in four ranges."""
+        full = (sound.db > -_FULL_DB).to(sound.db.dtype)
+        share = full.mean(dim=1, keepdim=True)
+        by_range = self.by4 @ _mean(full, sound.active)[..., None]
+        return torch.cat(
+            [_mean(share, sound.active), _std(share, sound.active), by_range.squeeze(2)], dim=1
+        )
+
+    def _evenness(self, sound: _Sound) -> Tensor:
+        """Whether each of eight ranges sounds all the time or now and then: log kurtosis."""
+        ranges = self.by8 @ sound.db
+        deviations = ranges - _mean(ranges, sound.active)[..., None]
+        squares = deviations.square_()
+        variance = _mean(squares, sound.active).clamp_min(0.25)
+        return (_mean(squares.square_(), sound.active) / variance.square()).clamp(0, 15).log1p()
+
+    def _by_range(self, values: Tensor) -> Tensor:
+        """Means of all bands, then of four ranges, upwards: (batch, 5, n_frames - 1)."""
+        return torch.cat([values.mean(dim=1, keepdim=True), self.by4 @ values], dim=1)
+
+    def _strokes(self, sound: _Sound) -> Tensor:
+        """Rises of perceived loudness, where a loud drum counts for more than a faint rustle."""
+        loudness = (sound.db * (_LOUDNESS_EXPONENT * math.log(10) / 10)).exp_().mul_(10)
+        return self._by_range(loudness.diff(dim=2).clamp_min_(0))
+
+    def _rates(self, sound: _Sound, rises: Tensor) -> Tensor:
+        """How often something begins: per second, peaks of the rise above 1, 2, 4 and 8 dB.
+
+        And frames above them, of all bands together and of four ranges. Busy music is aroused.
+        """
+        inner = rises[..., 1:-1]
+        is_peak = (inner > rises[..., :-2]) & (inner >= rises[..., 2:])
+        per_second = [
+            _mean((values > level).to(rises.dtype), steps) / self._frame_seconds
+            for values, steps in (
+                (inner * is_peak, sound.steps[..., 1:-1]),
+                (rises, sound.steps),
+            )
+            for level in _RATE_DB
+        ]
+        return torch.cat(per_second, dim=1)
 
     def _pulse(self, sound: _Sound, rises: Tensor) -> Tensor:
         """How regularly onsets return after 0.1 to 2 s: autocorrelation, the peak in 12 ranges.
 
-        Of the onset strength of all bands, of the bass and of the treble. A steady fast beat is
-        the plainest sign of arousal.
+        A steady fast beat is the plainest sign of arousal.
         """
-        rises = rises[:, [0, 1, 4]]
         centred = (rises - _mean(rises, sound.steps)[..., None]) * sound.steps
         n = centred.shape[2]
         first, last = _TEMPO_SECONDS
@@ -238,14 +284,14 @@ def _loudness(sound: _Sound) -> Tensor:
     return torch.cat([sound.loud, mean, quantiles, _std(level, sound.active), change], dim=1)
 
 
-def _onsets(sound: _Sound, rises: Tensor) -> Tensor:
-    """How strong, how uneven and how sudden rises in level are.
+def _changes(sound: _Sound, changes: Tensor) -> Tensor:
+    """How strong, how uneven and how sudden rises or falls are.
 
-    Log mean, log deviation and skewness over time of the rise from frame to frame, of all
-    bands together and of four ranges. Drums are few and sudden, bowed strings neither.
+    Log mean, log deviation and skewness over time. Drums are few and sudden, bowed strings
+    neither.
     """
-    mean, std = _mean(rises, sound.steps), _std(rises, sound.steps)
-    skewness = _mean((rises - mean[..., None]) ** 3, sound.steps) / std**3
+    mean, std = _mean(changes, sound.steps), _std(changes, sound.steps)
+    skewness = _mean((changes - mean[..., None]) ** 3, sound.steps) / std**3
     logs = [mean.clamp_min(0.01).log(), std.clamp_min(0.01).log()]
     return torch.cat([*logs, skewness.clamp(-5, 20)], dim=1)
 

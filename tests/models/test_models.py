@@ -11,7 +11,7 @@ from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import feature_set
 from mer_batch.models import build_model, model_names
 
-FEATURES_OF = {"paper_model1": "paper", "paper_model2": "paper", "pooled_ridge": "log_mel"}
+FEATURES_OF = {"paper_model1": "paper", "paper_model2": "paper", "pooled_gp": "log_mel"}
 
 
 @pytest.mark.parametrize("name", model_names())

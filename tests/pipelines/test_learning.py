@@ -46,7 +46,7 @@ def configured(
     content: dict[str, Any] = {
         "data": {name: {"uri": str(releases / name)} for name in names or BOTH},
         "output": {"uri": str(output)},
-        "recipes": {"pooled": recipe or {"model": "pooled_ridge", "parameters": {"n_members": 3}}},
+        "recipes": {"pooled": recipe or {"model": "pooled_gp", "parameters": {"n_members": 3}}},
         "split": {"n_folds": 4, "n_repeats": 2},
     }
     return parse_config(LearnConfig, content | changes, origin="test")
@@ -133,7 +133,7 @@ def test_the_card_tells_the_whole_story(trained: training.TrainSummary, output: 
     ]  # fmt: skip
     assert all(data["licence"] and data["citation"] for data in card.training_data)
     assert "artist" in card.r2["musifeast17"]["protocol"]
-    assert card.recipe["model"] == "pooled_ridge" and card.recipe["split"]["n_folds"] == 4
+    assert card.recipe["model"] == "pooled_gp" and card.recipe["split"]["n_folds"] == 4
     assert card.intervals is not None
     for target in ("valence", "arousal"):
         half_width = card.intervals.half_width[target]
@@ -299,14 +299,14 @@ def test_features_of_another_set_or_kind_are_refused_by_name(
     [
         ({"recipe": "poolde"}, "did you mean 'pooled'"),
         ({"baselines": ["forest"]}, "baseline='forest' must be one of"),
-        ({"recipes": {"x": {"model": "pooled_rigde"}}}, "did you mean 'pooled_ridge'"),
+        ({"recipes": {"x": {"model": "pooled_pg"}}}, "did you mean 'pooled_gp'"),
         ({"recipes": {"x": {"model": "paper_model1"}}}, "does not accept features"),
         (
-            {"recipes": {"x": {"model": "pooled_ridge", "parameters": {"n_member": 3}}}},
+            {"recipes": {"x": {"model": "pooled_gp", "parameters": {"n_member": 3}}}},
             "n_member",
         ),
         (
-            {"recipes": {"x": {"model": "pooled_ridge", "features": {"name": "log_mle"}}}},
+            {"recipes": {"x": {"model": "pooled_gp", "features": {"name": "log_mle"}}}},
             "did you mean 'log_mel'",
         ),
     ],
