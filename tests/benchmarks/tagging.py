@@ -2,13 +2,14 @@
 
     python -m tests.benchmarks.tagging [--tracks 2000] [--repeats 3]
 
-Writes BENCHMARKS.md. Figures are medians of repeats that take turns, so that a machine whose speed
-drifts slows all of them alike. What counts is the ratio to decoding.
+Writes its chapter of BENCHMARKS.md. Figures are medians of repeats that take turns, so that a
+machine whose speed drifts slows all of them alike. What counts is the ratio to decoding.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import io
 import json
@@ -32,6 +33,7 @@ import soundfile
 import yaml
 
 from mer_batch.compose import MOODS, compose, encode_mp3
+from tests.benchmarks.report import replace_chapter
 
 N_CORES = os.cpu_count() or 1
 
@@ -104,13 +106,22 @@ def tag(folder: Path, scratch: Path) -> Figure:
     """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
     output = scratch / "out"
     shutil.rmtree(output, ignore_errors=True)
-    config = scratch / "tag.yaml"
+    figure = run_job("tag", folder, output)
+    (manifest,) = output.glob("runs/2*/manifest.json")
+    content = json.loads(manifest.read_text())
+    assert content["totals"]["n_scored"] == content["n_pending"]
+    return dataclasses.replace(figure, work_seconds=content["work_seconds"])
+
+
+def run_job(command: str, folder: Path, output: Path) -> Figure:
+    """Run ``mer-batch COMMAND`` on a folder of audio and watch it and its processes."""
+    config = output.with_suffix(".yaml")
     config.write_text(
         yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
     )
     began = time.monotonic()
     driver = subprocess.Popen(
-        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        [sys.executable, "-m", "mer_batch", command, str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -129,13 +140,17 @@ def tag(folder: Path, scratch: Path) -> Figure:
             peak = max(peak, memory)
         except psutil.Error:
             pass
-        time.sleep(0.5)
+        time.sleep(0.2)
     seconds = time.monotonic() - began
-    assert driver.returncode == 0, "mer-batch tag failed"
-    (manifest,) = output.glob("runs/2*/manifest.json")
-    content = json.loads(manifest.read_text())
-    assert content["totals"]["n_scored"] == content["n_pending"]
-    return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
+    assert driver.returncode == 0, f"mer-batch {command} failed"
+    return Figure(seconds, seconds, sum(cpu.values()), peak)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"{platform.machine()}, Python {platform.python_version()}, {versions}"
 
 
 def kinds_of_files(scratch: Path) -> dict[str, list[Path]]:
@@ -220,18 +235,16 @@ def main() -> None:
         for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
             rows = measure(clips, scratch / f"music-{number}", chosen.tracks, chosen.repeats)
             sections.append(f"## {described}\n\n{_HEADINGS}\n" + "\n".join(rows))
-    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
     report = _REPORT.format(
         date=datetime.date.today(),
         n_tracks=chosen.tracks,
         n_repeats=chosen.repeats,
         n_cores=N_CORES,
-        machine=f"{platform.machine()}, Python {platform.python_version()}",
-        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        machine=machine(),
         sections="\n\n".join(sections),
     )
     print(report)
-    chosen.output.write_text(report, encoding="utf-8")
+    replace_chapter(chosen.output, report)
 
 
 _HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU ms a track | peak memory |
@@ -240,7 +253,7 @@ _HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU ms a tr
 _REPORT = """# Benchmarks
 
 Made by `make bench` on {date}: {n_tracks:,} files (the clips under distinct names, all at 44.1 kHz)
-on {n_cores} cores ({machine}, {versions}). Medians of {n_repeats} repeats in which the jobs take
+on {n_cores} cores ({machine}). Medians of {n_repeats} repeats in which the jobs take
 turns; the machine was shared, so the share of decoding, taken within each repeat, is what counts
 (median, and from least to most).
 

@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mer_batch.audio.decode import DECODER
 from mer_batch.audio.mel import MelParameters
 from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import FeatureSet, feature_set, feature_set_names
+from mer_batch.schema import content_id
 
 
 @pytest.mark.parametrize("name", feature_set_names())
@@ -68,6 +70,13 @@ def test_segments_are_cut_out_of_the_tracks_own_spectrogram() -> None:
 def test_the_id_changes_with_the_configuration(change: dict[str, object]) -> None:
     paper = feature_set("paper")
     assert dataclasses.replace(paper, **change).features_id != paper.features_id  # type: ignore[arg-type]
+
+
+def test_the_id_of_even_places_is_what_it_was_before_there_was_a_choice() -> None:
+    paper = feature_set("paper")
+    content = {**dataclasses.asdict(paper), "decoder": DECODER, "kernel": 1}
+    del content["placement"]
+    assert paper.features_id == content_id(content)
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
