@@ -15,7 +15,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_help_names_every_command(run_cli: Run) -> None:
     shown = run_cli("--help")
     assert shown.returncode == 0
-    for command in ("tag", "train", "demo"):
+    for command in ("tag", "extract", "train", "demo"):
         assert command in shown.stdout
 
 

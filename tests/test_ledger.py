@@ -396,7 +396,7 @@ def test_a_table_of_an_earlier_release_gets_todays_columns(place: Place) -> None
     table = DeltaTable(folder.uri, storage_options=options)
     assert new < {field.name for field in table.schema().fields}
     read = pa.table(table.scan(columns=columns).read_all())
-    assert read.sort_by("track_id").to_pylist() == expected
+    assert sorted(read.to_pylist(), key=lambda row: str(row["track_id"])) == expected
     open_ledger(place, generation=2)
     version = DeltaTable(folder.uri, storage_options=options).version()
     assert version == table.version() + 1, "the fence alone: nothing is added twice"

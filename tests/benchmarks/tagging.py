@@ -9,7 +9,6 @@ machine whose speed drifts slows all of them alike. What counts is the ratio to 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import io
 import json
@@ -102,29 +101,25 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
-def tag(folder: Path, scratch: Path) -> Figure:
-    """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
-    output = scratch / "out"
-    shutil.rmtree(output, ignore_errors=True)
-    figure = run_job("tag", folder, output)
-    (manifest,) = output.glob("runs/2*/manifest.json")
-    content = json.loads(manifest.read_text())
-    assert content["totals"]["n_scored"] == content["n_pending"]
-    return dataclasses.replace(figure, work_seconds=content["work_seconds"])
-
-
-def run_job(command: str, folder: Path, output: Path) -> Figure:
-    """Run ``mer-batch COMMAND`` on a folder of audio and watch it and its processes."""
+def start_job(command: str, folder: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Start ``mer-batch COMMAND`` on a folder of audio, as a user would."""
     config = output.with_suffix(".yaml")
     config.write_text(
         yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
     )
-    began = time.monotonic()
-    driver = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "mer_batch", command, str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def tag(folder: Path, scratch: Path) -> Figure:
+    """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
+    output = scratch / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    began = time.monotonic()
+    driver = start_job("tag", folder, output)
     watched, cpu, peak = psutil.Process(driver.pid), {}, 0
     while driver.poll() is None:
         try:
@@ -140,10 +135,13 @@ def run_job(command: str, folder: Path, output: Path) -> Figure:
             peak = max(peak, memory)
         except psutil.Error:
             pass
-        time.sleep(0.2)
+        time.sleep(0.5)
     seconds = time.monotonic() - began
-    assert driver.returncode == 0, f"mer-batch {command} failed"
-    return Figure(seconds, seconds, sum(cpu.values()), peak)
+    assert driver.returncode == 0, "mer-batch tag failed"
+    (manifest,) = output.glob("runs/2*/manifest.json")
+    content = json.loads(manifest.read_text())
+    assert content["totals"]["n_scored"] == content["n_pending"]
+    return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
 
 
 def machine() -> str:
