@@ -175,7 +175,7 @@ def _rescore_here(work: Work, job: Job, from_features: pa.Table, checkpoint: Che
     checkpoint.check()
     rescorer = Rescorer(job)
     blocks = _blocks_by_part(from_features)
-    return work.in_this_process(rescorer.work, blocks, len(from_features))
+    return work.in_this_process(rescorer.work, blocks, len(from_features), doing="re-scoring")
 
 
 def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
