@@ -26,8 +26,9 @@ format: $(VENV)/installed-lint  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/installed-test  ## Measure the job beside bare decoding, in one run
+bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one beside the other
 	$(BIN)/python -m tests.benchmarks.tagging
+	$(BIN)/python -m tests.benchmarks.rescoring
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

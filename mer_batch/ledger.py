@@ -225,6 +225,7 @@ class Ledger:
 
     def _add_missing_columns(self, name: str, table: DeltaTable) -> None:
         """Columns that came later are added to the table: in older rows they are null."""
+        self._check_generation(table)
         there = set(pa.schema(table.schema().to_arrow()).names)
         missing = [field for field in _SCHEMAS[name](self._id_type) if field.name not in there]
         if not missing:

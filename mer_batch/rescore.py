@@ -83,7 +83,9 @@ class Rescorer:
                     rows = wanted[np.searchsorted(wanted, begin) : np.searchsorted(wanted, end)]
                     if len(rows):
                         table = file.read_row_group(group, columns=["mel"], use_threads=False)
-                        segments = mels(table, self._feature_set)[rows - begin]
+                        segments = mels(table, self._feature_set)
+                        if len(rows) < len(segments):
+                            segments = segments[rows - begin]
                         n_frames = np.array([lengths[row] for row in rows.tolist()])
                         values = self._scorer.outputs(segments, n_frames)
                         outputs.update(zip(rows.tolist(), values, strict=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import psutil
 import pytest
 
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.child import Child, ChildStartError, _checked
+from mer_batch.child import Child, ChildStartError, _checked, _receive
 from mer_batch.compose import compose, encode_mp3
 from mer_batch.errors import AudioError
 from mer_batch.feature_sets import feature_set
@@ -225,6 +227,69 @@ def test_a_reply_of_another_form_is_not_trusted(reply: bytes) -> None:
     for task in (ScoreTask(b"", b""), ExtractTask(feature_set("log_mel"), "float16")):
         with pytest.raises(ValueError):
             task.n_bytes(_checked(bytearray(reply)))
+
+
+@pytest.fixture
+def extractor() -> Iterator[Child]:
+    child = Child(ExtractTask(feature_set("log_mel"), "float16"), ChildLimits(timeout_seconds=60))
+    yield child
+    child.close()
+
+
+def test_features_come_back_whole(
+    extractor: Child, long_mp3: bytes, short_mp3s: dict[str, bytes]
+) -> None:
+    """Replies far larger than a socket's buffer, while the next track is on its way."""
+    long = without_tag(long_mp3) * 8
+    tracks = [long, short_mp3s["calm"], b"no audio", long, long]
+    outcomes = list(extractor.outcomes(GivenTrack(audio) for audio in tracks))
+    assert isinstance(outcomes[2], AudioError)
+    assert outcomes[2].reason == "not_audio"
+    work = ExtractTask(feature_set("log_mel"), "float16").worker(AudioLimits())
+    for audio, outcome in zip(tracks, outcomes, strict=True):
+        if not isinstance(outcome, AudioError):
+            header, payload = work(GivenTrack(audio))
+            assert outcome.segments.tobytes() == payload
+            assert outcome.starts_seconds == header["starts_seconds"]
+
+
+def test_the_tracks_around_a_crash_have_features(
+    extractor: Child, endless_mp3: bytes, long_mp3: bytes
+) -> None:
+    tracks = [long_mp3, endless_mp3, long_mp3, b"no audio", long_mp3]
+    extractor.start()
+    first = extractor.outcome(GivenTrack(long_mp3))
+    signal_soon(extractor, signal.SIGSEGV)
+    outcomes = list(extractor.outcomes(GivenTrack(audio) for audio in tracks))
+    reasons = [outcome.reason if isinstance(outcome, AudioError) else None for outcome in outcomes]
+    assert reasons == [None, "decoder_crash", None, "not_audio", None]
+    for number in (0, 2, 4):
+        assert outcomes[number].segments.tobytes() == first.segments.tobytes()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 10, 2**40])
+def test_a_payload_of_another_length_is_not_taken(n_bytes: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(struct.pack(">Q", n_bytes))
+        with pytest.raises(ValueError, match="bytes, not 20"):
+            _receive(ours, n_bytes=20)
+
+
+def test_a_track_larger_than_memory_spares_its_neighbours(
+    checkpoint: ScoreTask, short_mp3s: dict[str, bytes]
+) -> None:
+    child = Child(checkpoint, ChildLimits(memory_bytes=100_000_000))
+    try:
+        good = short_mp3s["calm"]
+        tracks = [good, good + bytes(300_000_000), good]
+        outcomes = list(child.outcomes(GivenTrack(audio) for audio in tracks))
+    finally:
+        child.close()
+    assert isinstance(outcomes[1], AudioError)
+    assert outcomes[1].reason == "memory_limit"
+    assert outcomes[0] == outcomes[2]
+    assert outcomes[0]["n_segments"] == 1
 
 
 def test_tracks_left_unread_are_nobodys(child: Child, short_mp3s: dict[str, bytes]) -> None:

@@ -15,7 +15,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_help_names_every_command(run_cli: Run) -> None:
     shown = run_cli("--help")
     assert shown.returncode == 0
-    for command in ("tag", "train", "labels", "demo"):
+    for command in ("tag", "extract", "train", "evaluate", "labels", "demo"):
         assert command in shown.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mer_batch import schema
-from mer_batch.config import TagConfig, load_config, parse_config
+from mer_batch.config import (
+    ExtractConfig,
+    FeaturesConfig,
+    TagConfig,
+    load_config,
+    parse_config,
+)
 from mer_batch.errors import ConfigError
+from mer_batch.feature_sets import feature_set
 
 SMALLEST = "catalog: {uri: music}\noutput: {uri: out}\n"
 
@@ -232,3 +240,27 @@ def test_an_override_carries_any_value_of_its_type(
         [f"catalog.uri={quoted}", f"max_reject_rate={rate!r}", f"ray.num_cpus={cpus}"],
     )
     assert (config.catalog.uri, config.max_reject_rate, config.ray.num_cpus) == (uri, rate, cpus)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("tag", TagConfig), ("extract", ExtractConfig)])
+def test_the_files_that_come_along_show_every_key_with_its_default(
+    name: str, kind: type[TagConfig | ExtractConfig]
+) -> None:
+    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    shown = yaml.safe_load(path.read_text())
+    smallest = {"catalog": {"uri": "catalog.parquet"}, "output": {"uri": "out"}}
+    config = parse_config(kind, smallest, origin="smallest")
+    assert load_config(kind, path) == config
+    left_out = {"prefix"} if name == "extract" else set()  # no column of a catalog is renamed
+    for section, content in config.model_dump(mode="json").items():
+        keys = set(content) - left_out if isinstance(content, dict) else None
+        assert section in shown
+        assert keys is None or keys == set(shown[section])
+
+
+def test_features_follow_the_configuration() -> None:
+    features = FeaturesConfig(name="paper", placement="random", max_segments=3).feature_set()
+    assert features == replace(feature_set("paper"), placement="random", max_segments=3)
+    assert FeaturesConfig().feature_set() == feature_set("log_mel")
+    with pytest.raises(ConfigError, match="must be one of log_mel, paper"):
+        FeaturesConfig(name="mel").feature_set()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mer_batch import schema
-from mer_batch.budget import Budget
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.enrich import (
@@ -87,42 +82,6 @@ def test_a_night_that_is_not_complete_is_refused_with_its_tracks(bench: Bench) -
 
 
 # ------------------------------------------------------------------ budget
-
-
-@pytest.mark.parametrize(
-    ("rate", "n_tried", "n_allowed"),
-    [
-        (0, 10, 0),
-        (1, 10, 10),
-        (0.1, 1, 1),
-        (0.1, 10, 1),
-        (0.1, 11, 2),
-        (0.1, 70, 7),
-        (0.07, 100, 7),
-    ],
-)
-def test_the_allowance_is_rounded_up_to_a_whole_track(
-    rate: float, n_tried: int, n_allowed: int
-) -> None:
-    budget = Budget(0, 0, rate)
-    assert budget.allows(n_allowed, n_tried)
-    assert not budget.allows(n_allowed + 1, n_tried)
-
-
-@given(st.integers(0, 10**8), st.integers(0, 10**6), st.decimals(0, 1, places=4))
-def test_the_allowance_is_that_of_decimal_arithmetic(
-    n_tried: int, n_before: int, rate: Decimal
-) -> None:
-    allowed = math.ceil((n_tried + n_before) * rate)
-    budget = Budget(n_before, 0, float(rate))
-    assert budget.allows(allowed, n_tried)
-    assert not budget.allows(allowed + 1, n_tried)
-
-
-def test_rejects_of_earlier_runs_count_too() -> None:
-    budget = Budget(n_tried=90, n_rejected=9, max_reject_rate=0.1)
-    assert budget.allows(1, 10)
-    assert not budget.allows(2, 10)
 
 
 def test_what_was_tried_since_the_last_night_is_counted(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Schema
 
 from mer_batch import schema
 from mer_batch.config import StorageConfig
@@ -303,3 +303,100 @@ def test_keys_tell_tracks_and_versions_apart() -> None:
     assert len(set(keys)) == 4
     assert track_keys(ids, None).to_pylist() == ids.to_pylist()
     assert track_keys(pa.chunked_array([[1, 2]]), None).to_pylist() == ["1", "2"]
+
+
+# ------------------------------------------------------------------ features, older tables
+
+
+def write_features(place: Place, run_id: str, name: str, track_id: str, features_id: str) -> Part:
+    """A part of features with one segment, its mel left out."""
+    storage, output = place
+    columns = schema.features_schema(pa.string())
+    row = {
+        "track_id": track_id, "segment": 0, "n_segments": 1, "n_frames": 3, "audio_version": "v1",
+        "features_id": features_id, "run_id": run_id, "extracted_at": NOW, "mel": [0.0],
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row], schema=columns), buffer)
+    path = f"{run_id}/{name}.parquet"
+    storage.write(output.child("features", path), buffer.getvalue())
+    return Part(path, buffer.tell(), 1)
+
+
+def test_features_are_those_of_one_feature_set(place: Place) -> None:
+    ledger = Ledger(*place, pa.string(), product="features")
+    ledger.fence(1)
+    parts = [
+        write_features(place, "r1", "p1", "a", "f"),
+        write_features(place, "r1", "p2", "b", "other"),
+    ]
+    ledger.commit_parts(parts, run_id="r1", sequence=1)
+    write_features(place, "r1", "p3", "never committed", "f")
+    rows, problems = ledger.features(features_id="f")
+    assert problems == []
+    assert rows["track_id"].to_pylist() == ["a"]
+    assert rows["part"].to_pylist() == [place[1].child("features", "r1/p1.parquet").uri]
+    assert rows["row"].to_pylist() == [0]
+    assert ledger.feature_parts("f") == [place[1].child("features", "r1/p1.parquet")]
+    assert ledger.feature_parts("none") == []
+    assert ledger.sweep("r1") == 1
+    light, _ = ledger.features(features_id="other", columns=["track_id", "n_frames"])
+    assert light.schema.names == ["track_id", "n_frames", "part", "row"]
+
+
+def test_only_the_tables_that_are_needed_are_made(place: Place) -> None:
+    storage, output = place
+    tagging = open_ledger(place)
+    assert not storage.is_folder(output.child("features"))
+    assert tagging.features(features_id="f")[0].num_rows == 0
+    assert tagging.feature_parts("f") == []
+    elsewhere = storage, output.child("elsewhere")
+    extracting = Ledger(*elsewhere, pa.string(), product="features")
+    extracting.fence(1)
+    assert not storage.is_folder(elsewhere[1].child("scores"))
+    assert scored_ids(extracting) == []
+
+
+def test_a_later_run_of_another_kind_shuts_an_earlier_one_out(place: Place) -> None:
+    paused = Ledger(*place, pa.string(), product="features")
+    paused.fence(1)
+    open_ledger(place, generation=2)
+    part = write_features(place, "r1", "p1", "a", "f")
+    with pytest.raises(LeaseError):
+        paused.commit_parts([part], run_id="r1", sequence=1)
+
+
+def test_a_table_of_an_earlier_release_gets_todays_columns(place: Place) -> None:
+    storage, output = place
+    new = {field.name for field in schema.INTERVAL_FIELDS}
+    old = pa.schema([f for f in schema.scores_schema(pa.string()) if f.name not in new])
+    folder = output.child("scores")
+    options = storage.delta_options(folder)
+    DeltaTable.create(folder.uri, schema=Schema.from_arrow(old), storage_options=options)
+    part = write_part(place, "r0", "p0", ["old"])
+    rows = pq.read_table(pa.BufferReader(storage.read(folder.child(part.path))))
+    buffer = io.BytesIO()
+    pq.write_table(rows.drop_columns(sorted(new)), buffer)
+    storage.write(folder.child(part.path), buffer.getvalue())
+    Ledger(*place, pa.string()).commit_parts(
+        [Part(part.path, buffer.tell(), 1)], run_id="r0", sequence=1
+    )
+
+    ledger = open_ledger(place)
+    ledger.commit_parts(
+        [write_part(place, "r1", "p1", ["new"], valence_low=-0.25)], run_id="r1", sequence=1
+    )
+    columns = ["track_id", "valence", "valence_low"]
+    expected = [
+        {"track_id": "new", "valence": 0.5, "valence_low": -0.25},
+        {"track_id": "old", "valence": 0.5, "valence_low": None},
+    ]
+    found = ledger.scores(features_id="f", model_id="m", columns=columns)
+    assert found.sort_by("track_id").to_pylist() == expected
+    table = DeltaTable(folder.uri, storage_options=options)
+    assert new < {field.name for field in table.schema().fields}
+    read = pa.table(table.scan(columns=columns).read_all())
+    assert sorted(read.to_pylist(), key=lambda row: str(row["track_id"])) == expected
+    open_ledger(place, generation=2)
+    version = DeltaTable(folder.uri, storage_options=options).version()
+    assert version == table.version() + 1, "the fence alone: nothing is added twice"

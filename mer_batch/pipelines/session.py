@@ -134,7 +134,7 @@ def no_refusal() -> Iterator[None]:
 
 
 class Committer:
-    """Collects reports and commits them every few seconds, and at the end.
+    """Collects reports and commits them every few seconds; as a context, at the end too.
 
     Parameters
     ----------
@@ -147,13 +147,15 @@ class Committer:
         self._sequence = 0
         self._last = time.monotonic()
 
-    def close(self, error: BaseException | None) -> None:
-        """Commit what waits, in whatever way the work has ended."""
+    def __enter__(self) -> Committer:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, LeaseError):
             return  # the output belongs to another run now
         # Under another error, that one counts: a lease lost as well only means nothing is kept.
         with contextlib.suppress(LeaseError) if error else contextlib.nullcontext():
-            self.flush()
+            self._commit()
 
     def add(self, report: BlockReport) -> None:
         """Take one report; commits when it is time."""
@@ -163,10 +165,9 @@ class Committer:
     def commit_if_due(self) -> None:
         """Commit what waits if the last commit is some seconds ago."""
         if time.monotonic() - self._last >= _COMMIT_SECONDS:
-            self.flush()
+            self._commit()
 
-    def flush(self) -> None:
-        """Commit what waits."""
+    def _commit(self) -> None:
         if not self._waiting:
             return
         ledger, run = self._session.ledger, self._session.run

@@ -35,6 +35,9 @@ from mer_batch.tag import Scores
 
 # Re-scoring so many takes the driver as long as Ray and its workers take to start.
 _MAX_WITHOUT_RAY = 5_000
+# Blocks to re-score take some hundredths of a second: enough of them to keep every core busy.
+_MIN_BLOCK_TRACKS = 32
+_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _rescore_here(work: Work, job: Job, from_features: pa.Table, checkpoint: Che
     checkpoint.check()
     rescorer = Rescorer(job)
     blocks = _blocks_by_part(from_features)
-    return work.in_this_process(rescorer.work, blocks, len(from_features))
+    return work.in_this_process(rescorer.work, blocks, len(from_features), doing="re-scoring")
 
 
 def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
@@ -183,11 +186,12 @@ def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
 
 def _blocks_by_part(from_features: pa.Table) -> Iterator[pa.Table]:
     """Blocks that hold whole parts, several where they are small."""
+    n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, len(from_features) // _BLOCKS))
     parts = from_features["part"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(parts, prepend=-1))
     begin = 0
     for end in [*starts[1:].tolist(), len(parts)]:
-        if end - begin >= MAX_BLOCK_TRACKS or end == len(parts):
+        if end - begin >= n_tracks or end == len(parts):
             yield from_features.slice(begin, end - begin).combine_chunks()
             begin = end
 

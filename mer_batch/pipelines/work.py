@@ -44,7 +44,9 @@ class Stage:
 
 
 class Work:
-    """Work on what is pending, as a context: whatever its end, what was finished is committed.
+    """Work on what is pending; whatever its end, what was finished is committed.
+
+    As a context, it keeps its counts in the manifest.
 
     Parameters
     ----------
@@ -83,28 +85,31 @@ class Work:
     def __enter__(self) -> Work:
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self._committer.close(error)
-        finally:
-            n_tried = self.n_done + self.rejects.total()
-            self._session.run.manifest.update(
-                {f"n_{self._session.done}": self.n_done},
-                n_rejected=dict(self.rejects),
-                n_bytes=self.n_bytes,
-                work_seconds=round(self.seconds, 3),
-                tracks_per_second=round(n_tried / max(self.seconds, 1e-3), 3),
-            )
+    def __exit__(self, *error: object) -> None:
+        n_tried = self.n_done + self.rejects.total()
+        self._session.run.manifest.update(
+            {f"n_{self._session.done}": self.n_done},
+            n_rejected=dict(self.rejects),
+            n_bytes=self.n_bytes,
+            work_seconds=round(self.seconds, 3),
+            tracks_per_second=round(n_tried / max(self.seconds, 1e-3), 3),
+        )
 
     def in_this_process(
         self,
         work: Callable[[int, pa.Table], BlockReport],
         blocks: Iterable[pa.Table],
         n_tracks: int,
+        *,
+        doing: str,
     ) -> Stage:
         """Do blocks in threads of the driver, for what is over before a fleet would be there."""
         n_threads = os.cpu_count() or 1
-        with self._progress(n_tracks, "re-scoring", "from features") as progress, no_refusal():
+        with (
+            self._progress(n_tracks, doing, "in this process") as progress,
+            no_refusal(),
+            self._committer,
+        ):
             pool = ThreadPoolExecutor(n_threads, thread_name_prefix="work")
             try:
                 asked = [pool.submit(work, *block) for block in enumerate(blocks)]
@@ -120,11 +125,11 @@ class Work:
         """A fleet to do blocks; `meanwhile` runs while it starts."""
         with self._progress(n_tracks, doing, "starting Ray") as progress:
             cluster = connected(self._session.config.ray, meanwhile=meanwhile)
-            with cluster as n_cpus, no_refusal():
+            # Committed before the fleet goes, which takes seconds that a pre-empted node lacks.
+            with cluster as n_cpus, no_refusal(), self._committer:
                 self._session.signals.install()  # over the handlers that Ray has put in place
                 progress.begin_work()
                 yield FleetWork(self, self._job, progress, n_cpus)
-                self._committer.flush()
 
     @contextlib.contextmanager
     def _progress(self, n_tracks: int, doing: str, begins: str) -> Iterator[TrackProgress]:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.tagging [--tracks 2000] [--repeats 3]
 
-Writes BENCHMARKS.md. Figures are medians of repeats that take turns, so that a machine whose speed
-drifts slows all of them alike. What counts is the ratio to decoding.
+Writes its chapter of BENCHMARKS.md. Figures are medians of repeats that take turns, so that a
+machine whose speed drifts slows all of them alike. What counts is the ratio to decoding.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import soundfile
 import yaml
 
 from mer_batch.compose import MOODS, compose, encode_mp3
+from tests.benchmarks.report import replace_chapter
 
 N_CORES = os.cpu_count() or 1
 
@@ -100,20 +101,25 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
+def start_job(command: str, folder: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Start ``mer-batch COMMAND`` on a folder of audio, as a user would."""
+    config = output.with_suffix(".yaml")
+    config.write_text(
+        yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "mer_batch", command, str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 def tag(folder: Path, scratch: Path) -> Figure:
     """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
     output = scratch / "out"
     shutil.rmtree(output, ignore_errors=True)
-    config = scratch / "tag.yaml"
-    config.write_text(
-        yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
-    )
     began = time.monotonic()
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "mer_batch", "tag", str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    driver = start_job("tag", folder, output)
     watched, cpu, peak = psutil.Process(driver.pid), {}, 0
     while driver.poll() is None:
         try:
@@ -136,6 +142,13 @@ def tag(folder: Path, scratch: Path) -> Figure:
     content = json.loads(manifest.read_text())
     assert content["totals"]["n_scored"] == content["n_pending"]
     return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"{platform.machine()}, Python {platform.python_version()}, {versions}"
 
 
 def kinds_of_files(scratch: Path) -> dict[str, list[Path]]:
@@ -220,18 +233,16 @@ def main() -> None:
         for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
             rows = measure(clips, scratch / f"music-{number}", chosen.tracks, chosen.repeats)
             sections.append(f"## {described}\n\n{_HEADINGS}\n" + "\n".join(rows))
-    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
     report = _REPORT.format(
         date=datetime.date.today(),
         n_tracks=chosen.tracks,
         n_repeats=chosen.repeats,
         n_cores=N_CORES,
-        machine=f"{platform.machine()}, Python {platform.python_version()}",
-        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        machine=machine(),
         sections="\n\n".join(sections),
     )
     print(report)
-    chosen.output.write_text(report, encoding="utf-8")
+    replace_chapter(chosen.output, report)
 
 
 _HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU ms a track | peak memory |
@@ -240,7 +251,7 @@ _HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU ms a tr
 _REPORT = """# Benchmarks
 
 Made by `make bench` on {date}: {n_tracks:,} files (the clips under distinct names, all at 44.1 kHz)
-on {n_cores} cores ({machine}, {versions}). Medians of {n_repeats} repeats in which the jobs take
+on {n_cores} cores ({machine}). Medians of {n_repeats} repeats in which the jobs take
 turns; the machine was shared, so the share of decoding, taken within each repeat, is what counts
 (median, and from least to most).
 

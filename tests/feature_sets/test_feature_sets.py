@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mer_batch.audio.decode import DECODER
 from mer_batch.audio.mel import MelParameters
 from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import FeatureSet, feature_set, feature_set_names
+from mer_batch.schema import content_id
 
 
 @pytest.mark.parametrize("name", feature_set_names())
@@ -57,11 +59,24 @@ def test_segments_are_cut_out_of_the_tracks_own_spectrogram() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"max_segments": 3}, {"unit": "dB"}, {"segment_seconds": 15.0}, {"fixed_length": False}],
+    [
+        {"max_segments": 3},
+        {"unit": "dB"},
+        {"segment_seconds": 15.0},
+        {"fixed_length": False},
+        {"placement": "random"},
+    ],
 )
 def test_the_id_changes_with_the_configuration(change: dict[str, object]) -> None:
     paper = feature_set("paper")
     assert dataclasses.replace(paper, **change).features_id != paper.features_id  # type: ignore[arg-type]
+
+
+def test_the_id_of_even_places_is_what_it_was_before_there_was_a_choice() -> None:
+    paper = feature_set("paper")
+    content = {**dataclasses.asdict(paper), "decoder": DECODER, "kernel": 1}
+    del content["placement"]
+    assert paper.features_id == content_id(content)
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
@@ -74,3 +89,15 @@ def test_an_unknown_name_lists_those_there_are() -> None:
 def test_feature_sets_are_values() -> None:
     assert isinstance(feature_set("paper"), FeatureSet)
     assert feature_set("paper") == feature_set("paper")
+
+
+def test_random_placement_cuts_where_the_id_says() -> None:
+    paper = dataclasses.replace(feature_set("paper"), placement="random")
+    mel = np.arange(4000 * 40, dtype=np.float32).reshape(4000, 40)
+    segments, starts = paper.segments(mel, track_id="x")
+    assert len(starts) == 7
+    for segment, start in zip(segments, starts, strict=True):
+        first = round(start * 44_100 / 1024)
+        np.testing.assert_array_equal(segment.T, mel[first : first + 1292])
+    np.testing.assert_array_equal(segments, paper.segments(mel, track_id="x")[0])
+    assert starts != paper.segments(mel, track_id="y")[1]

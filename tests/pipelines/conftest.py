@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 from rich.console import Console
 
-from mer_batch.config import TagConfig, parse_config
+from mer_batch.config import ExtractConfig, TagConfig, parse_config
 
 
 @pytest.fixture(scope="session")
@@ -71,5 +71,38 @@ def tag(local_ray: None, tmp_path: Path) -> Callable[..., Tagged]:
         console = Console(file=text, soft_wrap=True, highlight=False, markup=False)
         summary = tagging.run(parse_config(TagConfig, content, origin="test"), console)
         return Tagged(Path(content["output"]["uri"]), summary, text.getvalue())
+
+    return run
+
+
+class Extracted:
+    """The outcome of a run of ``extract``, and the tables as they are now."""
+
+    def __init__(self, output: Path, summary: Any, text: str) -> None:
+        self.output = output
+        self.summary = summary
+        self.text = text
+
+    @property
+    def features(self) -> pa.Table:
+        return table(self.output / "features").drop_columns(["mel"])
+
+    @property
+    def rejects(self) -> pa.Table:
+        return table(self.output / "rejects")
+
+
+@pytest.fixture
+def extract(local_ray: None, tmp_path: Path) -> Callable[..., Extracted]:
+    """Run the job in this process: ``extract(catalog=..., **sections)``."""
+    from mer_batch.pipelines import extraction
+
+    def run(catalog: object, **sections: Any) -> Extracted:
+        catalog = catalog if isinstance(catalog, dict) else {"uri": str(catalog)}
+        content = {"catalog": catalog, "output": {"uri": str(tmp_path / "out")}, **sections}
+        text = io.StringIO()
+        console = Console(file=text, soft_wrap=True, highlight=False, markup=False)
+        summary = extraction.run(parse_config(ExtractConfig, content, origin="test"), console)
+        return Extracted(Path(content["output"]["uri"]), summary, text.getvalue())
 
     return run

@@ -1,0 +1,140 @@
+"""Measure scoring from features beside scoring from MP3: the same tracks, the same run.
+
+    python -m tests.benchmarks.rescoring [--tracks 1000] [--repeats 3]
+
+Writes its chapter of BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pads
+
+from tests.benchmarks.report import replace_chapter
+from tests.benchmarks.tagging import N_CORES, kinds_of_files, machine, spread, start_job
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Seconds of work and of the whole process, for each job."""
+
+    extract: tuple[float, float]
+    from_mp3: tuple[float, float]
+    from_features: tuple[float, float]
+
+
+def job(command: str, folder: Path, output: Path) -> tuple[float, dict[str, Any]]:
+    """Run a command; its seconds from start to end, and its manifest."""
+    before = set(output.glob("runs/2*/manifest.json"))
+    began = time.monotonic()
+    assert start_job(command, folder, output).wait() == 0, f"mer-batch {command} failed"
+    seconds = time.monotonic() - began
+    (manifest,) = set(output.glob("runs/2*/manifest.json")) - before
+    return seconds, json.loads(manifest.read_text())
+
+
+def measure_once(folder: Path, scratch: Path, n_tracks: int) -> Repeat:
+    """Extract, score from MP3 into another output, score from the features."""
+    from_mp3, kept = scratch / "from-mp3", scratch / "kept"
+    for output in (from_mp3, kept):
+        shutil.rmtree(output, ignore_errors=True)
+    seconds, extracted = job("extract", folder, kept)
+    mp3_seconds, decoded = job("tag", folder, from_mp3)
+    features_seconds, rescored = job("tag", folder, kept)
+    assert extracted["n_extracted"] == decoded["n_scored"] == n_tracks
+    assert rescored["n_rescored"] == n_tracks
+    return Repeat(
+        (extracted["work_seconds"], seconds),
+        (decoded["work_seconds"], mp3_seconds),
+        (rescored["rescore_seconds"], features_seconds),
+    )
+
+
+def kib_per_30_seconds(output: Path) -> float:
+    """Size of the features on disk for each 30 s that they hold [KiB]."""
+    parts = list(output.glob("features/2*/*.parquet"))
+    columns = ["segment", "n_segments", "duration_seconds"]
+    rows = pads.dataset([str(part) for part in parts]).to_table(columns=columns).to_pandas()
+    first = rows[rows["segment"] == 0]
+    held = (np.minimum(first["duration_seconds"], 30) * first["n_segments"]).sum()
+    return sum(part.stat().st_size for part in parts) / held * 30 / 1024
+
+
+def describe(name: str, repeats: list[Repeat], n_tracks: int, kib: float) -> list[str]:
+    """Rows of the table for one kind of files."""
+    rows = []
+    for shown, attribute in (
+        ("extract", "extract"),
+        ("tag from MP3", "from_mp3"),
+        ("tag from features", "from_features"),
+    ):
+        work, whole = zip(*(getattr(repeat, attribute) for repeat in repeats), strict=True)
+        gains = [r.from_mp3[0] / getattr(r, attribute)[0] for r in repeats]
+        rows.append(
+            f"| {name} | {shown} | {n_tracks / statistics.median(work):,.0f} | "
+            f"{statistics.median(gains):.1f} ({min(gains):.1f} to {max(gains):.1f}) | "
+            f"{statistics.median(whole):.1f} | {kib:.1f} |"
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print and write the chapter."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--tracks", type=int, default=1000)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
+    chosen = options.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
+            folder = scratch / f"music-{number}"
+            spread(clips, folder, chosen.tracks)
+            repeats = []
+            for _ in range(chosen.repeats):
+                repeats.append(measure_once(folder, scratch, chosen.tracks))
+                print(described, repeats[-1], flush=True)
+            kib = kib_per_30_seconds(scratch / "kept")
+            rows += describe(described, repeats, chosen.tracks, kib)
+    report = _REPORT.format(
+        date=datetime.date.today(),
+        n_tracks=chosen.tracks,
+        n_cores=N_CORES,
+        machine=machine(),
+        n_repeats=chosen.repeats,
+        rows="\n".join(rows),
+    )
+    print(report)
+    replace_chapter(chosen.output, report)
+
+
+_REPORT = """# Scoring from features
+
+Made by `make bench` on {date}: {n_tracks:,} files on {n_cores} cores ({machine}). Medians of
+{n_repeats} repeats in which the jobs take turns on a shared machine; what counts is how many times
+the rate from MP3 a job reaches within a repeat (median, and from least to most).
+
+| files | job | tracks/s | times the rate from MP3 | whole process, s | KiB per 30 s |
+|---|---|---|---|---|---|
+{rows}
+
+Rates are those of the work: from MP3 from when Ray is up, from features from when torch and the
+model are. The whole process is that of the shell's command, start-up, planning and publishing
+included. Bytes are those of `features/` on disk, all its columns.
+"""
+
+
+if __name__ == "__main__":
+    main()

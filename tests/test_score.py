@@ -1,0 +1,54 @@
+"""Scores of tracks, one by one and many together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mer_batch.errors import AudioError
+from mer_batch.schema import SCORE_COLUMNS
+from mer_batch.score import Scorer, TrackScore, track_score
+
+
+class Mean(torch.nn.Module):
+    """Two members, whose scores are the mean of the features and its opposite."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        mean = features.mean(dim=(1, 2))
+        member = torch.stack([mean, -mean], dim=1)
+        return torch.stack([member, member / 2], dim=1)
+
+
+def test_many_tracks_score_as_each_by_itself() -> None:
+    rng = np.random.default_rng(1)
+    n_frames = rng.integers(5, 9, size=50)
+    segments = rng.normal(size=(50, 4, 8)).astype(np.float32)
+    scorer = Scorer(Mean())
+    outputs = scorer.outputs(segments, n_frames)
+    assert outputs.shape == (50, 2, 2)
+    for row, length in enumerate(n_frames.tolist()):
+        expected = scorer.score(segments[row : row + 1, :, :length].copy())
+        found = track_score(outputs[row : row + 1])
+        np.testing.assert_allclose([*found.mean, *found.std], [*expected.mean, *expected.std])
+
+
+def test_mean_and_spread_are_over_segments_and_members() -> None:
+    outputs = np.array([[[0.5, -2.0], [0.1, -2.0]], [[0.3, -2.0], [0.3, -2.0]]])
+    score = track_score(outputs)
+    assert score.mean == (pytest.approx(0.3), -1.0), "clipped"
+    assert score.std == (pytest.approx(np.std([0.5, 0.1, 0.3, 0.3])), 0.0)
+    assert score.n_segments == 2
+
+
+def test_what_is_not_finite_is_a_reject() -> None:
+    with pytest.raises(AudioError) as caught:
+        track_score(np.array([[[np.nan, 0.0]]]))
+    assert caught.value.reason == "not_finite"
+
+
+def test_columns_are_those_of_the_table() -> None:
+    columns = TrackScore((0.1, 0.2), None, 3).columns(90.0)
+    assert tuple(columns) == SCORE_COLUMNS
+    assert columns["valence_std"] is None
+    assert (columns["arousal"], columns["n_segments"], columns["duration_seconds"]) == (0.2, 3, 90)
