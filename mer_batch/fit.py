@@ -9,21 +9,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mer_batch.errors import MerBatchError
+from mer_batch.network import Batch, TrainingError, outputs_of, scored
 from mer_batch.schema import TARGETS
-
-Float64 = npt.NDArray[np.float64]
 
 #: Everything a loop needs to go on: tensors, numbers, strings, lists and dictionaries, so that
 #: ``torch.load(..., weights_only=True)`` reads it and no code comes with it.
@@ -32,43 +29,6 @@ State = dict[str, Any]
 # Looking at a loss waits for the GPU: look at so many together.
 _LOSSES_AT_A_TIME = 16
 _N_NAMED = 5
-
-
-class TrainingError(MerBatchError):
-    """Training cannot go on; the message names the epoch and what to change."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips that are shown together.
-
-    Attributes
-    ----------
-    track_ids : list of str
-    mels : float32, shape (batch, n_mels, n_frames)
-        In the feature set's unit.
-    n_frames : int64, shape (batch,)
-        How many frames of each clip are real; the rest is padding.
-    labels : float32, shape (batch, 2)
-        Valence and arousal on [-1, 1].
-    segments : list of int
-        Which segment of its track each clip is.
-    weights : float32, shape (batch,), optional
-        How much each clip counts, 1 on average.
-    """
-
-    track_ids: list[str]
-    mels: Tensor
-    n_frames: Tensor
-    labels: Tensor
-    segments: list[int] = field(default_factory=list)
-    weights: Tensor | None = None
-
-    def keys(self) -> list[str]:
-        """A name for each clip: its track, and which segment of it."""
-        if not self.segments:
-            return self.track_ids
-        return [f"{t}#{s}" for t, s in zip(self.track_ids, self.segments, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -133,7 +93,7 @@ class EpochRecord:
         Mean squared error over both targets, while learning: augmented clips, moving weights.
     validation_loss : float, optional
         The same over the validation clips, with the weights at the epoch's end.
-    validation_r2 : tuple of float, optional
+    validation_r2 : list of float, optional
         Of valence and arousal, over clips; NaN where all labels are equal.
     """
 
@@ -142,7 +102,7 @@ class EpochRecord:
     n_clips: int
     train_loss: float
     validation_loss: float | None = None
-    validation_r2: tuple[float, ...] | None = None
+    validation_r2: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -274,16 +234,16 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.rate(self.epoch)
         watch = _LossWatch(self.epoch)
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        rank = dist.get_rank(self._group) if self._group is not None else 0
+        loss_sum, n_clips = torch.zeros((), dtype=torch.float64, device=self._device), 0
+        rank = 0 if self._group is None else dist.get_rank(self._group)
         with _seeded(f"{self._seed}/{self.epoch}/{rank}", self._device):
             for batch in batches:
                 loss = self._step(batch)
-                sums += torch.stack([loss.double() * len(batch.labels), loss.new_tensor(
-                    len(batch.labels)).double()])  # fmt: skip
+                loss_sum += loss.double() * len(batch.labels)
+                n_clips += len(batch.labels)
                 watch.add(loss, batch)
         watch.look()
-        self._sums = self._total(sums)
+        self._sums = self._total(torch.stack([loss_sum, torch.full_like(loss_sum, n_clips)]))
 
     def finish(self, validation_batches: ValidationBatches | None) -> EpochRecord:
         """Validate, and keep the weights if they are the best so far."""
@@ -323,15 +283,16 @@ class _Loop:
         if self._best is not None:
             loss, epoch, weights = self._best
             best = {"loss": loss, "epoch": epoch, "model": weights}
-        return _on_cpu(
+        state: State = _on_cpu(
             {
                 "model": self._model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
                 "best": best,
-                "history": [_plain(record) for record in self._history],
+                "history": [asdict(record) for record in self._history],
             }
         )
+        return state
 
     def load(self, state: State) -> None:
         """Go on from a state."""
@@ -350,9 +311,9 @@ class _Loop:
         mels, labels = (value.to(self._device) for value in (batch.mels, batch.labels))
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device.type, torch.float16, enabled=self._is_mixed):
-            outputs = _outputs(self._network, self._model, mels, batch.n_frames)
+            outputs = outputs_of(self._network, self._model, mels, batch.n_frames)
         loss = _losses(outputs.float().mean(dim=1), labels, batch.weights).mean()
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return loss.detach()
@@ -362,7 +323,7 @@ class _Loop:
         self._model.eval()
         # Weights and labels: sum of w, and for each target of w*y, w*y^2 and w*(y-p)^2.
         sums = torch.zeros(1 + 3 * len(TARGETS), dtype=torch.float64, device=self._device)
-        for batch, outputs in _scored(self._model, batches, self._device):
+        for batch, outputs in scored(self._model, batches, self._device):
             y, p = batch.labels.to(outputs).double(), outputs.mean(dim=1).double()
             w = torch.ones(len(y)) if batch.weights is None else batch.weights
             w = w.to(y)[:, None]
@@ -381,8 +342,7 @@ class _Loop:
                 f"epoch {record.epoch}: validation_loss={loss} must be finite; lower the learning "
                 "rate, or look for values in the features that are not finite"
             )
-        return EpochRecord(**{**asdict(record), "validation_loss": loss,
-                              "validation_r2": tuple(r2.tolist())})  # fmt: skip
+        return replace(record, validation_loss=loss, validation_r2=r2.tolist())
 
     def _total(self, sums: Tensor) -> Tensor:
         """Sum over all workers."""
@@ -391,7 +351,7 @@ class _Loop:
         return sums
 
     def _average_buffers(self) -> None:
-        """Running statistics of batch normalisation are of each worker's own clips: average them."""
+        """Batch normalisation has watched each worker's own clips: average what it saw."""
         if self._group is None:
             return
         for buffer in self._model.buffers():
@@ -443,143 +403,7 @@ class _LossWatch:
 
 def records(state: State) -> list[EpochRecord]:
     """The history that a state holds."""
-    return [
-        EpochRecord(**{**entry, "validation_r2": tuple(r2) if (r2 := entry["validation_r2"]) else None})
-        for entry in state["history"]
-    ]  # fmt: skip
-
-
-def standardise(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    process_group: dist.ProcessGroup | None = None,
-) -> None:
-    """Set the model's ``centre`` and ``scale`` to each band's mean and deviation.
-
-    Only real frames count. The clips are passed over once, and none is kept.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        With buffers ``centre`` and ``scale``, shape (n_mels,).
-    batches : iterable of Batch
-        The training split, this worker's share of it.
-    process_group : torch.distributed.ProcessGroup, optional
-        The workers whose shares belong together.
-
-    Raises
-    ------
-    TrainingError
-        Where the model has no such buffers, or there are no frames.
-
-    References
-    ----------
-    Chan, T., Golub, G. and LeVeque, R. "Algorithms for Computing the Sample Variance: Analysis
-    and Recommendations", The American Statistician, 1983.
-    """
-    centre, scale = (getattr(model, name, None) for name in ("centre", "scale"))
-    if not isinstance(centre, Tensor) or not isinstance(scale, Tensor):
-        raise TrainingError(
-            f"standardise=True must have a model that keeps `centre` and `scale`, which "
-            f"{type(model).__module__} does not; set training.standardise=false"
-        )
-    moments = torch.zeros(3, len(centre), dtype=torch.float64)  # n, mean, sum of squares about it
-    for batch in batches:
-        is_real = torch.arange(batch.mels.shape[2]) < batch.n_frames[:, None]
-        values = batch.mels.transpose(1, 2)[is_real].double()
-        n = torch.tensor(float(len(values)), dtype=torch.float64)
-        if n > 0:
-            mean = values.mean(dim=0)
-            moments = _joined(moments, torch.stack([n.expand_as(mean), mean, ((values - mean) ** 2).sum(0)]))  # fmt: skip # noqa: E501
-    if process_group is not None:
-        mine = moments.to(centre.device)
-        shares = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
-        dist.all_gather(shares, mine, group=process_group)
-        moments = torch.zeros_like(moments)
-        for share in shares:
-            moments = _joined(moments, share.cpu())
-    n, mean, squares = moments
-    if n[0] == 0:
-        raise TrainingError("the training clips must have frames to standardise by; none came")
-    centre.copy_(mean)
-    # A band that never moves, above a low-passed recording's cut, is left at its own scale.
-    deviation = (squares / n).sqrt()
-    scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
-
-
-def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Moments of two samples together: rows are n, mean and sum of squares about the mean."""
-    n = a[0] + b[0]
-    share = b[0] / n.clamp(min=1)
-    step = b[1] - a[1]
-    return torch.stack([n, a[1] + step * share, a[2] + b[2] + step**2 * a[0] * share])
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of tracks.
-
-    Attributes
-    ----------
-    track_ids : list of str
-        Each once, in the order in which they first came.
-    mean, std : float64, shape (n_tracks, 2)
-        Over segments and members, not clipped; the standard deviation (population) is NaN where
-        there is only one value.
-    n_segments : int64, shape (n_tracks,)
-    """
-
-    track_ids: list[str]
-    mean: Float64
-    std: Float64
-    n_segments: npt.NDArray[np.int64]
-
-
-def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
-    """Score the tracks of some batches; segments of a track may come in any order."""
-    values: dict[str, list[Float64]] = {}
-    model.to(device).eval()
-    for batch, outputs in _scored(model, batches, device):
-        for track_id, members in zip(batch.track_ids, outputs.double().cpu().numpy(), strict=True):
-            values.setdefault(track_id, []).append(members)
-    n_targets = len(TARGETS)
-    flat = [np.concatenate(found) for found in values.values()]
-    unknown = np.full(n_targets, np.nan)
-    return Predictions(
-        track_ids=list(values),
-        mean=np.array([v.mean(axis=0) for v in flat]).reshape(-1, n_targets),
-        std=np.array([v.std(axis=0) if len(v) > 1 else unknown for v in flat]).reshape(-1, n_targets),
-        n_segments=np.array([len(found) for found in values.values()], np.int64),
-    )  # fmt: skip
-
-
-def _scored(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Outputs of a model in evaluation mode, shape (batch, n_members, 2)."""
-    for batch in batches:
-        with torch.inference_mode():
-            outputs = _outputs(model, model, batch.mels.to(device), batch.n_frames)
-        yield batch, outputs
-
-
-def _outputs(network: nn.Module, model: nn.Module, mels: Tensor, n_frames: Tensor) -> Tensor:
-    """What the network says of each clip's real frames; `model` is the network unwrapped."""
-    if bool((n_frames == mels.shape[2]).all()):
-        outputs: Tensor = network(mels)
-        return outputs
-    if getattr(model, "masks_padding", False):
-        outputs = network(mels, n_frames.to(mels.device))
-        return outputs
-    # A model that knows nothing of padding is shown clips of one length at a time.
-    lengths, of_row = n_frames.unique(return_inverse=True)
-    rows = [(of_row == number).nonzero().flatten() for number in range(len(lengths))]
-    parts = [
-        network(mels[chosen.to(mels.device), :, :length])
-        for chosen, length in zip(rows, lengths.tolist(), strict=True)
-    ]
-    return torch.cat(parts)[torch.cat(rows).argsort().to(mels.device)]
+    return [EpochRecord(**entry) for entry in state["history"]]
 
 
 def _losses(predictions: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -602,13 +426,6 @@ class _seeded:  # noqa: N801  # reads like contextlib.suppress
 
     def __exit__(self, *raised: Any) -> None:
         self._fork.__exit__(*raised)
-
-
-def _plain(record: EpochRecord) -> dict[str, Any]:
-    entry = asdict(record)
-    if record.validation_r2 is not None:
-        entry["validation_r2"] = list(record.validation_r2)
-    return entry
 
 
 def _on_cpu(value: Any) -> Any:
