@@ -353,7 +353,7 @@ class TrainingConfig(_Section):
     epochs, batch_size : int
         Batches over all workers together.
     schedule : {"constant", "cosine"}
-        Of the learning rate, cosine after a linear warm-up of `warmup_epochs`.
+        Of the learning rate from epoch to epoch, after a linear warm-up of `warmup_epochs`.
     patience : int, optional
         Stop after so many epochs without a better validation loss; null: never.
     restore_best : bool
@@ -373,7 +373,7 @@ class TrainingConfig(_Section):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=1)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: int = Field(0, ge=0)
     patience: int | None = Field(None, ge=1)
     restore_best: bool = True
     standardise: bool = True
