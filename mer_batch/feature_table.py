@@ -38,5 +38,4 @@ def mels(batch: pa.RecordBatch, feature_set: FeatureSet) -> npt.NDArray[np.float
     decibels = values.reshape(len(batch), feature_set.mel.n_mels, feature_set.segment_frames)
     if feature_set.unit == "dB":
         return decibels
-    power: npt.NDArray[np.float32] = np.exp(decibels * np.float32(np.log(10) / 10))
-    return power
+    return np.asarray(np.exp(decibels * np.float32(np.log(10) / 10)), np.float32)

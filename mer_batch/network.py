@@ -48,7 +48,7 @@ class Batch:
     segments: list[int] = field(default_factory=list)
     weights: Tensor | None = None
 
-    def keys(self) -> list[str]:
+    def clip_ids(self) -> list[str]:
         """A name for each clip: its track, and which segment of it."""
         if not self.segments:
             return self.track_ids

@@ -233,7 +233,7 @@ def augmented(
     """Batches with every clip augmented; see :func:`mer_batch.audio.augment.augment`."""
     for batch in batches:
         mels, n_frames, labels = augment(
-            batch.mels, batch.n_frames, batch.labels, batch.keys(), how,
+            batch.mels, batch.n_frames, batch.labels, batch.clip_ids(), how,
             unit=feature_set.unit, seed=seed, epoch=epoch, blank=blank,
         )  # fmt: skip
         yield Batch(batch.track_ids, mels, n_frames, labels, batch.segments, batch.weights)

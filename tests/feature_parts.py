@@ -22,6 +22,9 @@ SMALL = FeatureSet(
     segment_seconds=0.25,
 )
 
+#: Clips of one length, 256 frames: what the paper's networks take.
+LONG = FeatureSet(name="long", mel=SMALL.mel, unit="dB", segment_seconds=4.08, fixed_length=True)
+
 Labels = dict[str, tuple[float, float]]
 
 

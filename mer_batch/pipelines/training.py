@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from mer_batch.storage import Storage, parse_uri
 from mer_batch.training import Trained, TrainingJob, augmentation, train
 
 _STATE_NAME = "state.pt"
+_TRAINED_NAME = "trained.pt"
 # A reading task: long enough to be worth starting, small enough that blocks stay some 20 MB.
 _ROWS_A_TASK = 256
 # Reading is waiting and unpacking. It must find room on a machine that trains on every core.
@@ -59,7 +61,7 @@ class TrainedNetwork:
     best_epoch : int
         Whose weights these are.
     resumed_from_epoch : int, optional
-        The first epoch that this call trained, where an earlier one had begun.
+        The first epoch that was left to this call, where an earlier one had begun.
     folder : Path
         Holds the state of the last epoch, and ``tensorboard/``.
     """
@@ -133,10 +135,18 @@ def train_network(
     )  # fmt: skip
     folder = storage_folder.absolute() / job.content_id()
     folder.mkdir(parents=True, exist_ok=True)
+    finished = folder / _TRAINED_NAME
+    if finished.exists():
+        say(f"trained before: {folder}")
+        content = _read(finished)
+        history = records(content)
+        trained = Trained(content["state"], history, content["best_epoch"])
+        return TrainedNetwork(**vars(trained), resumed_from_epoch=len(history), folder=folder)
     with _Progress(folder / "tensorboard", settings.epochs, say) as progress:
         run = _on_workers if workers.n_workers else _in_process
         trained = run(job, workers, folder, progress)
         progress.catch_up(trained.history)
+    _write(finished, {**vars(trained), "history": [asdict(record) for record in trained.history]})
     return TrainedNetwork(**vars(trained), resumed_from_epoch=progress.resumed_at, folder=folder)
 
 
@@ -207,29 +217,32 @@ def _in_process(
 ) -> Trained:
     """The same loop over the same batches, in this process."""
     path = folder / _STATE_NAME
-    resume = _read_state(folder) if path.exists() else None
+    resume = _read(path) if path.exists() else None
     progress.begin(len(records(resume)) if resume else 0)
 
     def on_epoch(record: EpochRecord, take_state: Callable[[], State]) -> None:
-        # Renamed into place: a run that is killed here leaves the state before.
-        fresh = path.with_suffix(".new")
-        torch.save(take_state(), fresh)
-        fresh.replace(path)
+        _write(path, take_state())
         progress.add(record)
 
     device = torch.device("cuda" if workers.use_gpu else "cpu")
     return train(job, device=device, on_epoch=on_epoch, resume=resume)
 
 
-def _read_state(folder: Path) -> State:
-    path = folder / _STATE_NAME
+def _write(path: Path, content: State) -> None:
+    """Renamed into place: a process that is killed here leaves the file that was there before."""
+    fresh = path.with_suffix(".new")
+    torch.save(content, fresh)
+    fresh.replace(path)
+
+
+def _read(path: Path) -> State:
     try:
-        state: State = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        content: State = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise TrainingError(
-            f"{path} must be a training's state: {error}; remove {folder} to begin anew"
+            f"{path} must be what a training has saved: {error}; remove its folder to begin anew"
         ) from error
-    return state
+    return content
 
 
 # ------------------------------------------------------------------------- on Ray Train
@@ -343,7 +356,7 @@ def _work(config: dict[str, Any]) -> Any:
     resume = None
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
-            resume = _read_state(Path(folder))
+            resume = _read(Path(folder, _STATE_NAME))
     if rank == 0:
         ray.get(board.tell.remote("begin", len(records(resume)) if resume else 0))
 
@@ -387,12 +400,12 @@ def _streaming(storage: Storage) -> Reader:
             return iter(())
 
         def read_task(numbers: pa.Table) -> Iterator[pa.Table]:
-            for number in numbers["id"].to_pylist():
+            for number in numbers["item"].to_pylist():
                 yield from read_spans(tasks[number], storage)
 
-        # Not ray.data.range: its own tasks ask for a whole CPU, which may never be free.
-        numbers = [pa.table({"id": [number]}) for number in range(len(tasks))]
-        rows = ray.data.from_arrow(numbers).map_batches(
+        # Not ray.data.range, nor from_arrow: their own tasks ask for a whole CPU.
+        numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
+        rows = numbers.map_batches(
             read_task, batch_size=None, batch_format="pyarrow", num_cpus=_CPUS_A_READER
         )
         blocks: Iterable[pa.Table] = rows.iter_batches(
