@@ -35,7 +35,7 @@ def features_schema(feature_set: FeatureSet, dtype: pa.DataType) -> pa.Schema:
 def mels(batch: pa.RecordBatch, feature_set: FeatureSet) -> npt.NDArray[np.float32]:
     """Mels of some rows: float32, shape (n, n_mels, segment_frames), in the set's unit."""
     values = batch.column("mel").flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    decibels = values.reshape(len(batch), feature_set.mel.n_mels, feature_set.segment_frames)
+    decibels: npt.NDArray[np.float32] = values.reshape(len(batch), feature_set.mel.n_mels, feature_set.segment_frames)
     if feature_set.unit == "dB":
         return decibels
-    return np.asarray(np.exp(decibels * np.float32(np.log(10) / 10)), np.float32)
+    return np.exp(decibels * np.float32(np.log(10) / 10), dtype=np.float32)

@@ -26,9 +26,9 @@ from mer_batch.shards import ShardBatches
 from tests.feature_parts import LONG, SMALL, write_parts
 
 Train = Callable[..., TrainedNetwork]
-CNN = {"n_mels": 16, "channels": [4, 8], "n_hidden": 8, "dropout": 0.1}
+CNN = {"n_mels": 16, "channels": [8, 8], "n_hidden": 32, "dropout": 0.1}
 RULE = TrainingConfig(
-    epochs=8, batch_size=16, learning_rate=0.02,
+    epochs=20, batch_size=16, learning_rate=0.01,
     augment=AugmentConfig(gain_db=1.0, n_time_masks=1, max_time_mask_seconds=0.05, mixup=0.1),
 )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_the_rule_is_learned_and_all_is_written_down(train: Train, tmp_path: Pat
     assert trained.history[trained.best_epoch].validation_r2 is not None
     assert min(trained.history[trained.best_epoch].validation_r2 or [0]) > 0.7
     assert trained.resumed_from_epoch is None
-    assert [line.split()[1] for line in lines] == [f"{n}/8" for n in range(1, 9)]
+    assert [line.split()[1] for line in lines] == [f"{n}/20" for n in range(1, 21)]
     # The weights alone are enough to score with.
     model = build_model("log_mel_cnn", CNN)
     model.load_state_dict(trained.state)
@@ -88,8 +88,8 @@ def test_the_rule_is_learned_and_all_is_written_down(train: Train, tmp_path: Pat
     assert (1 - ((truth - scores.mean) ** 2).sum(0) / truth.var(axis=0) / 64 > 0.7).all()
     # TensorBoard's own format, read back.
     points = dict(scalars(trained.folder / "tensorboard"))
-    assert points["loss/train", 7] == pytest.approx(trained.history[7].train_loss, rel=1e-6)
-    assert {("r2/valence", n) for n in range(8)} | {("r2/arousal", n) for n in range(8)} <= set(
+    assert points["loss/train", 19] == pytest.approx(trained.history[19].train_loss, rel=1e-6)
+    assert {("r2/valence", n) for n in range(20)} | {("r2/arousal", n) for n in range(20)} <= set(
         points
     )
 
