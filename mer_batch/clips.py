@@ -42,6 +42,11 @@ class FeatureSource:
     output: Location
     feature_set: FeatureSet
 
+    def parts(self) -> list[str]:
+        """URIs of the parts that hold the feature set's rows."""
+        found = index(self.storage, self.output, self.feature_set)
+        return sorted(set(found["part"].to_pylist()))
+
     def versions(self) -> dict[str, str]:
         """Version of each track's audio that was extracted last."""
         found = index(self.storage, self.output, self.feature_set).sort_by("extracted_at")

@@ -304,7 +304,7 @@ class TrainingConfig(_Section):
     epochs, batch_size : int
         Batches over all workers together.
     schedule : {"constant", "cosine"}
-        Of the learning rate, cosine after a linear warm-up of `warmup_epochs`.
+        Of the learning rate from epoch to epoch, after a linear warm-up of `warmup_epochs`.
     patience : int, optional
         Stop after so many epochs without a better validation loss; null: never.
     restore_best : bool
@@ -324,7 +324,7 @@ class TrainingConfig(_Section):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=1)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: int = Field(0, ge=0)
     patience: int | None = Field(None, ge=1)
     restore_best: bool = True
     standardise: bool = True
@@ -391,11 +391,15 @@ class WorkersConfig(_Section):
         One GPU a worker (nccl); else CPUs (gloo).
     max_failures : int
         How many times training resumes from its last epoch after a worker or node has died.
+    folder : str, optional
+        Keeps the last epoch of every training, and TensorBoard's logs; all workers must reach it.
+        ``training/`` under a local `output.uri` by default.
     """
 
     n_workers: int = Field(1, ge=0)
     use_gpu: bool = False
     max_failures: int = Field(3, ge=0)
+    folder: NonEmpty | None = None
 
 
 class LearnConfig(_Section):

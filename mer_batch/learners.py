@@ -214,10 +214,10 @@ class Trainer(Protocol):
         """Train on the clips of data set `task` that `labels` names by their track ids."""
         ...
 
-    def outputs(
+    def scores(
         self, recipe: RecipeConfig, model: nn.Module, *, task: int, track_ids: list[str]
-    ) -> list[Tensor]:
-        """The model's outputs for each track, shape (n_segments, n_members, 2)."""
+    ) -> Scores:
+        """Score some clips of data set `task` with a trained model."""
         ...
 
 
@@ -297,12 +297,13 @@ class FittedNetwork:
 
     def score(self, rows: Int64) -> Scores:
         """See :class:`Fitted`."""
-        clips = self.learner.clips
-        outputs: dict[int, Tensor] = {}
+        clips, learner = self.learner.clips, self.learner
+        mean, std = np.empty((len(rows), 2)), np.empty((len(rows), 2))
         for task in np.unique(clips.tasks[rows]).tolist():
-            own = rows[clips.tasks[rows] == task]
-            found = self.learner.trainer.outputs(
-                self.learner.recipe, self.model, task=task, track_ids=clips.track_ids[own].tolist()
+            own = np.flatnonzero(clips.tasks[rows] == task)
+            track_ids = clips.track_ids[rows[own]].tolist()
+            found = learner.trainer.scores(
+                learner.recipe, self.model, task=task, track_ids=track_ids
             )
-            outputs |= dict(zip(own.tolist(), found, strict=True))
-        return _scores([outputs[row] for row in rows.tolist()])
+            mean[own], std[own] = found.mean, found.std
+        return Scores(mean, std)

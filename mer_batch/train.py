@@ -1,140 +1,186 @@
-"""One recipe to a checkpoint: measured on clips it has not seen, then fitted to all of them."""
+"""One network's training, as one worker does it: model, batches, standardisation, loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from mer_batch.clips import Clips
-from mer_batch.config import RecipeConfig, SplitConfig
-from mer_batch.evaluate import calibrate, cross_validate, describe_protocol, leave_one_out, measure
-from mer_batch.learners import ClosedFormLearner, NetworkLearner, network_model
-from mer_batch.schema import TARGETS
-
-TARGET = 0
+from mer_batch.audio.augment import Augmentation
+from mer_batch.batches import Labels, Reader, ShardBatches, Span, augmented
+from mer_batch.config import AugmentConfig, TrainingConfig
+from mer_batch.errors import ConfigError
+from mer_batch.feature_sets import FeatureSet
+from mer_batch.fit import EpochRecord, FitSettings, OnEpoch, State, fit
+from mer_batch.models import build_model
+from mer_batch.network import standardise
+from mer_batch.schema import content_id
+from mer_batch.storage import Storage
 
 
 @dataclass(frozen=True)
-class RejectedClip:
-    """A clip that could not be learned from, and why."""
+class TrainingJob:
+    """All that a worker must know.
 
-    dataset: str
-    track_id: str
-    reason: str
-    message: str
+    Attributes
+    ----------
+    parts : list of str
+        Absolute URIs of the features table's parts.
+    feature_set : FeatureSet
+    labels, validation_labels : mapping of str to (valence, arousal)
+        Of the clips to learn from, and of those to watch; the latter may be empty.
+    spans, validation_spans : list of Span
+        Where their rows lie.
+    model : str
+    parameters : dict
+    settings : TrainingConfig
+    seed : int
+    storage : Storage
+    """
+
+    parts: list[str]
+    feature_set: FeatureSet
+    labels: Labels
+    validation_labels: Labels
+    spans: Sequence[Span]
+    validation_spans: Sequence[Span]
+    model: str
+    parameters: dict[str, Any]
+    settings: TrainingConfig
+    seed: int
+    storage: Storage
+
+    def content_id(self) -> str:
+        """Changes with anything that the trained network depends on but the number of workers."""
+        digest = hashlib.sha256()
+        for labels in (self.labels, self.validation_labels):
+            pairs = sorted((name, *map(float, values)) for name, values in labels.items())
+            digest.update(json.dumps(pairs).encode())
+        return content_id(
+            {
+                "parts": sorted(uri.rpartition("/")[2] for uri in self.parts),
+                "features_id": self.feature_set.features_id,
+                "labels": digest.hexdigest(),
+                "model": self.model,
+                "parameters": self.parameters,
+                "settings": self.settings.model_dump(),
+                "seed": self.seed,
+            }
+        )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and what is known of it.
+    """A trained network.
 
     Attributes
     ----------
-    model : torch.nn.Module
-        Fitted to all clips.
-    r2 : dict
-        Measured out of fold, an entry of ``evaluate.measure`` for each data set.
-    intervals : dict
-        See ``evaluate.calibrate``.
+    state : dict of str to Tensor
+        Weights and buffers, on the CPU.
+    history : list of EpochRecord
+        All epochs, those before a resume too.
+    best_epoch : int
+        Whose weights these are.
     """
 
-    model: nn.Module
-    r2: dict[str, dict[str, Any]]
-    intervals: dict[str, Any]
+    state: dict[str, Tensor]
+    history: list[EpochRecord]
+    best_epoch: int
 
 
 def train(
-    learner: ClosedFormLearner | NetworkLearner,
-    clips: Clips,
-    split: SplitConfig,
-    say: Callable[[str], None],
+    job: TrainingJob,
+    *,
+    device: torch.device,
+    on_epoch: OnEpoch | None = None,
+    resume: State | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    process_group: dist.ProcessGroup | None = None,
+    read: Reader | None = None,
 ) -> Trained:
-    """Cross-validate a recipe, calibrate its intervals, and fit it to all clips.
+    """Train the job's network, as worker `rank` of `world_size`.
 
-    Parameters
-    ----------
-    learner : ClosedFormLearner or NetworkLearner
-    clips : Clips
-        The first data set is the one whose ratings the model gives.
-    split : SplitConfig
-    say : callable
-        Called with a line of progress.
+    Raises
+    ------
+    TrainingError
+        See :func:`mer_batch.fit.fit`.
     """
-    say(f"{learner.name}: measuring on clips it has not seen")
-    repeats = cross_validate(learner, clips, split, target=TARGET, everywhere=True)
-    measured = {}
-    for task, dataset in enumerate(clips.datasets):
-        ours = [repeat.only(clips.tasks[repeat.rows] == task) for repeat in repeats]
-        protocol = describe_protocol(split, dataset.grouped_by)
-        if task != TARGET:
-            protocol += f"; scored as {clips.datasets[TARGET].name} is rated"
-        measured[dataset.name] = measure(clips, ours, protocol=protocol, seed=split.seed)
-    own = [repeat.only(clips.tasks[repeat.rows] == TARGET) for repeat in repeats]
-    for task, repeat in leave_one_out(learner, clips, seed=split.seed).items():
-        name = clips.datasets[task].name
-        seen = [dataset.name for dataset in clips.datasets if dataset.name != name]
-        protocol = f"trained on {', '.join(seen)} alone, on the scale of {seen[0]}"
-        measured[f"{name}, unseen"] = measure(clips, [repeat], protocol=protocol, seed=split.seed)
-    say(f"{learner.name}: fitting to all {len(clips.labels)} clips")
-    fitted = learner.fit(np.arange(len(clips.labels)), target=TARGET, seed=split.seed)
-    intervals = calibrate(clips, own, dataset=clips.datasets[TARGET].name)
-    return Trained(fitted.model, measured, intervals)
+    settings = job.settings
+
+    def shards(labels: Labels, spans: Sequence[Span], **options: bool) -> ShardBatches:
+        return ShardBatches(
+            job.parts, job.feature_set, labels,
+            batch_size=settings.batch_size // world_size, seed=job.seed, rank=rank,
+            world_size=world_size, storage=job.storage, spans=spans, read=read, **options,
+        )  # fmt: skip
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        model = build_model(job.model, job.parameters).to(device)
+    if settings.standardise and resume is None:
+        every = shards(job.labels, job.spans, shuffle=False, even=False)
+        standardise(model, every(), process_group=process_group)
+    how = augmentation(settings.augment, job.feature_set)
+    learned = shards(job.labels, job.spans)
+    watched = shards(job.validation_labels, job.validation_spans, shuffle=False, even=False)
+    result = fit(
+        model,
+        lambda epoch: augmented(
+            learned(epoch), how, job.feature_set, seed=job.seed, epoch=epoch,
+            blank=model.get_buffer("centre").cpu() if settings.standardise else None,
+        ),
+        watched if job.validation_labels else None,
+        fit_settings(settings),
+        device=device,
+        seed=job.seed,
+        on_epoch=on_epoch,
+        resume=resume,
+        process_group=process_group,
+    )  # fmt: skip
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    return Trained(state, result.history, result.best_epoch)
 
 
-def card_model(learner: ClosedFormLearner | NetworkLearner) -> tuple[str, dict[str, Any]]:
-    """Name and constructor arguments of the model, as its card keeps them."""
-    if isinstance(learner, ClosedFormLearner):
-        return learner.recipe.model, learner.parameters
-    return network_model(learner.recipe)
+def fit_settings(settings: TrainingConfig) -> FitSettings:
+    """The configuration, as the loop takes it."""
+    names = (
+        "optimizer", "learning_rate", "weight_decay", "epochs", "schedule", "warmup_epochs",
+        "patience", "restore_best",
+    )  # fmt: skip
+    taken = {name: getattr(settings, name) for name in names}
+    return FitSettings(**taken, mixed_precision=settings.precision == "mixed")
 
 
-def training_data(clips: Clips, rejects: list[RejectedClip]) -> list[dict[str, Any]]:
-    """Where the clips are from, and on which terms."""
-    return [
-        {
-            "name": dataset.name,
-            "music": dataset.music,
-            "n_clips": len(clips.of(task)),
-            "n_rejected": sum(reject.dataset == dataset.name for reject in rejects),
-            "labels": dataset.scale,
-            "licence": dataset.licence,
-            "citation": dataset.citation,
-            "source": dataset.source,
-        }
-        for task, dataset in enumerate(clips.datasets)
-    ]
+def augmentation(config: AugmentConfig, feature_set: FeatureSet) -> Augmentation:
+    """The configuration in seconds, as the kernel takes it, in frames.
 
-
-def card_notes(clips: Clips, trained: Trained, recipe: RecipeConfig) -> str:
-    """What a user must know before relying on the scores."""
-    target, *related = clips.datasets
-    notes = [
-        "Trained on research data: see training_data for the terms.",
-        f"Scores are on the scale of the listeners of {target.name} ({target.music}), whose "
-        f"middle is 0; being cautious, they spread {_spread(trained.r2[target.name])} as far as "
-        "the ratings.",
-    ]
-    for dataset in related:
-        entry = trained.r2[dataset.name]
-        v, a = (entry[f"{name}_correlation"] for name in TARGETS)
-        notes.append(
-            f"{dataset.name} ({dataset.music}) is rated on another scale: there scores rank "
-            f"clips (correlation {v:.2f} for valence, {a:.2f} for arousal), and spread "
-            f"{_spread(entry)} as far as the ratings."
+    Raises
+    ------
+    ConfigError
+        Where clips would change their length under a feature set of one length.
+    """
+    frames_a_second = feature_set.mel.sample_rate / feature_set.mel.hop_length
+    how = Augmentation(
+        crop_frames=round(config.crop_seconds * frames_a_second),
+        n_time_masks=config.n_time_masks,
+        max_time_mask_frames=round(config.max_time_mask_seconds * frames_a_second),
+        n_band_masks=config.n_band_masks,
+        max_band_mask=config.max_band_mask,
+        gain_db=config.gain_db,
+        stretch=config.stretch,
+        mixup=config.mixup,
+    )
+    if feature_set.fixed_length and not how.keeps_length:
+        raise ConfigError(
+            f"augment.crop_seconds={config.crop_seconds:g} and augment.stretch={config.stretch:g} "
+            f"must be 0 for feature set {feature_set.name!r}, whose clips have one length; use "
+            "the other augmentations, or features of any length"
         )
-    notes += [
-        "The spread between members and segments is disagreement within the model, not an error "
-        f"bar; the {trained.intervals['level']:.0%} intervals are, for music like "
-        f"{target.name}.",
-    ]
-    if recipe.features.name == "paper":
-        notes.append("Raw power spectrograms, as in the paper: expect no skill.")
-    return " ".join(notes)
-
-
-def _spread(entry: dict[str, Any]) -> str:
-    return " and ".join(f"{entry[f'{target}_spread']:.0%} ({target})" for target in TARGETS)
+    return how

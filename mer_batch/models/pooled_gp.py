@@ -214,7 +214,9 @@ def _shared_and_own(waves: Float64, tasks: Int64, coupling: float) -> Float64:
     Daume, H. "Frustratingly Easy Domain Adaptation", 2007.
     """
     own = [waves * (tasks == task)[:, None] for task in np.unique(tasks)]
-    return np.hstack([math.sqrt(coupling) * waves, *(math.sqrt(1 - coupling) * part for part in own)])
+    return np.hstack(
+        [math.sqrt(coupling) * waves, *(math.sqrt(1 - coupling) * part for part in own)]
+    )
 
 
 def _ridge(features: Float64) -> Callable[[Float64, Float64], Float64]:
@@ -253,7 +255,9 @@ def _members(fits: Float64) -> Tensor:
     return torch.from_numpy(fits[1:] - fits[1:].mean(axis=0) + fits[0]).float()
 
 
-def _orthogonal_directions(n_statistics: int, n_directions: int, rng: np.random.Generator) -> Tensor:
+def _orthogonal_directions(
+    n_statistics: int, n_directions: int, rng: np.random.Generator
+) -> Tensor:
     """Directions of random features, shape (n_statistics, n_directions).
 
     Those of independent Gaussians would do; at right angles they come closer to the kernel.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,9 +38,9 @@ from mer_batch.ledger import Ledger
 from mer_batch.models import build_model, model_names
 from mer_batch.pipelines import extraction
 from mer_batch.pipelines.networks import NetworkTrainer
+from mer_batch.recipe import RejectedClip
 from mer_batch.registry import unknown_name
 from mer_batch.storage import Location, Storage, parse_uri
-from mer_batch.train import RejectedClip
 
 Say = Callable[[str], None]
 
@@ -183,7 +184,7 @@ def _reducers(
             continue
         reducers[_BANDS] = baseline_reducer(feature_set)
         if has_closed_form(recipe.model):
-            model = build_model(recipe.model, closed_form_parameters(recipe, feature_set))
+            model: Any = build_model(recipe.model, closed_form_parameters(recipe, feature_set))
             reducers[name] = model.statistics
     return reducers
 

@@ -1,14 +1,124 @@
-"""x"""
+"""Networks for the learners: trained on Ray Train's workers, applied in the driver."""
 
-from typing import Any
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mer_batch.batches import ShardBatches
+from mer_batch.clips import FeatureSource
+from mer_batch.config import LearnConfig, RecipeConfig
+from mer_batch.errors import ConfigError
+from mer_batch.learners import Scores
+from mer_batch.models import build_model
+from mer_batch.network import predict
+from mer_batch.pipelines.cluster import connected
+from mer_batch.pipelines.ray_training import train_network
+from mer_batch.storage import parse_uri
+
+_BATCH_CLIPS = 32
 
 
 class NetworkTrainer:
-    def __init__(self, *a: Any):
-        self.sources: Any = {}
+    """Trains networks as configured, as a context; connects to Ray for the first of them.
 
-    def __enter__(self):
+    See :class:`mer_batch.learners.Trainer`.
+
+    Parameters
+    ----------
+    config : LearnConfig
+    say : callable
+        Called with a line of progress.
+
+    Attributes
+    ----------
+    sources : dict of str to list of FeatureSource
+        By features_id one for each data set; filled once the features are there.
+    """
+
+    def __init__(self, config: LearnConfig, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._say = say
+        self._stack = contextlib.ExitStack()
+        self._is_connected = config.workers.n_workers == 0
+        self._parts: dict[tuple[str, int], list[str]] = {}
+        self.sources: dict[str, list[FeatureSource]] = {}
+
+    def __enter__(self) -> NetworkTrainer:
         return self
 
-    def __exit__(self, *a):
-        pass
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+
+    def train(
+        self,
+        recipe: RecipeConfig,
+        *,
+        task: int,
+        labels: Mapping[str, tuple[float, float]],
+        validation_labels: Mapping[str, tuple[float, float]],
+        seed: int,
+        name: str,
+    ) -> nn.Module:
+        """See :class:`mer_batch.learners.Trainer`."""
+        source = self._source(recipe, task)
+        folder = self._folder()
+        if not self._is_connected:
+            self._stack.enter_context(connected(self._config.ray, meanwhile=lambda: None))
+            self._is_connected = True
+        trained = train_network(
+            parts=self._parts_of(recipe, task),
+            feature_set=source.feature_set,
+            labels=labels,
+            validation_labels=validation_labels,
+            model_name=recipe.model,
+            model_parameters=recipe.parameters,
+            settings=recipe.training,
+            workers=self._config.workers,
+            seed=seed,
+            storage_folder=folder,
+            say=lambda line: self._say(f"{name}: {line}"),
+            storage=source.storage,
+        )
+        model = build_model(recipe.model, recipe.parameters)
+        model.load_state_dict(trained.state)
+        return model
+
+    def scores(
+        self, recipe: RecipeConfig, model: nn.Module, *, task: int, track_ids: list[str]
+    ) -> Scores:
+        """See :class:`mer_batch.learners.Trainer`."""
+        source = self._source(recipe, task)
+        batches = ShardBatches(
+            self._parts_of(recipe, task), source.feature_set, dict.fromkeys(track_ids, (0.0, 0.0)),
+            batch_size=_BATCH_CLIPS, seed=0, shuffle=False, even=False, storage=source.storage,
+        )  # fmt: skip
+        found = predict(model, batches(), torch.device("cpu"))
+        place = {track_id: position for position, track_id in enumerate(found.track_ids)}
+        order = [place[track_id] for track_id in track_ids]
+        return Scores(np.clip(found.mean[order], -1, 1), found.std[order])
+
+    def _source(self, recipe: RecipeConfig, task: int) -> FeatureSource:
+        return self.sources[recipe.features.feature_set().features_id][task]
+
+    def _parts_of(self, recipe: RecipeConfig, task: int) -> list[str]:
+        source = self._source(recipe, task)
+        key = (source.feature_set.features_id, task)
+        if key not in self._parts:
+            self._parts[key] = source.parts()
+        return self._parts[key]
+
+    def _folder(self) -> Path:
+        given = self._config.workers.folder
+        location = parse_uri(given or self._config.output.uri)
+        if location.is_s3:
+            raise ConfigError(
+                f"workers.folder={given!r} must be a folder that all workers reach; networks keep "
+                "their last epoch there, and an object store will not do: name a shared disk"
+            )
+        return Path(location.path) if given else Path(location.path) / "training"

@@ -10,9 +10,9 @@ from mer_batch.checkpoint import Card, save_checkpoint
 from mer_batch.config import LearnConfig
 from mer_batch.pipelines.learning import Prepared, check_names, load_labels, prepare
 from mer_batch.pipelines.networks import NetworkTrainer
+from mer_batch.recipe import RejectedClip, Trained, card_model, card_notes, train, training_data
 from mer_batch.run import Run, StopSignals
 from mer_batch.storage import Location, Storage, parse_uri
-from mer_batch.train import RejectedClip, Trained, card_model, card_notes, train, training_data
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mer_batch.models.pooled_ridge import Model
 
 from mer_batch.checkpoint import Checkpoint, save_checkpoint
 from mer_batch.feature_sets import feature_set
-from mer_batch.models.pooled_ridge import Model
 
 N_CLIPS = 160
 
