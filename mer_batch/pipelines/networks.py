@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from mer_batch.pipelines.ray_training import train_network
 from mer_batch.storage import parse_uri
 
 _BATCH_CLIPS = 32
+# An evaluation trains many networks: a line now and then is enough. TensorBoard has them all.
+_LINE_SECONDS = 10.0
 
 
 class NetworkTrainer:
@@ -44,6 +47,7 @@ class NetworkTrainer:
     def __init__(self, config: LearnConfig, say: Callable[[str], None]) -> None:
         self._config = config
         self._say = say
+        self._last_line = 0.0
         self._stack = contextlib.ExitStack()
         self._is_connected = config.workers.n_workers == 0
         self._parts: dict[tuple[str, int], list[str]] = {}
@@ -82,7 +86,7 @@ class NetworkTrainer:
             workers=self._config.workers,
             seed=seed,
             storage_folder=folder,
-            say=lambda line: self._say(f"{name}: {line}"),
+            say=lambda line: self._say_now_and_then(f"{name}: {line}"),
             storage=source.storage,
         )
         model = build_model(recipe.model, recipe.parameters)
@@ -102,6 +106,11 @@ class NetworkTrainer:
         place = {track_id: position for position, track_id in enumerate(found.track_ids)}
         order = [place[track_id] for track_id in track_ids]
         return Scores(np.clip(found.mean[order], -1, 1), found.std[order])
+
+    def _say_now_and_then(self, line: str) -> None:
+        if time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._say(line)
 
     def _source(self, recipe: RecipeConfig, task: int) -> FeatureSource:
         return self.sources[recipe.features.feature_set().features_id][task]
