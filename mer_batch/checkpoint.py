@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
+
+HalfWidth = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
 
 
 class FeatureShape(BaseModel):
@@ -59,7 +61,7 @@ class Intervals(BaseModel):
 
     level: float = Field(gt=0, lt=1)
     calibrated_on: str
-    half_width: dict[str, float | None]
+    half_width: dict[str, HalfWidth]
     coverage: dict[str, float | None]
 
 
@@ -156,6 +158,14 @@ class Checkpoint:
             ) from error
         return model
 
+    @property
+    def half_widths(self) -> tuple[float | None, float | None]:
+        """How far the card's interval around each score reaches; None where it has none."""
+        if self.card.intervals is None:
+            return (None, None)
+        valence, arousal = (self.card.intervals.half_width[target] for target in schema.TARGETS)
+        return (valence, arousal)
+
     def check(self) -> None:
         """Build the model and run it once on features of the shape it will be shown.
 
@@ -206,6 +216,11 @@ def _parse_card(card_json: bytes, origin: str) -> Card:
             for fault in error.errors()
         )
         raise CheckpointError(f"{origin}: {CARD_NAME} is not a valid card: {faults}") from error
+    if card.intervals is not None and set(card.intervals.half_width) != set(schema.TARGETS):
+        raise CheckpointError(
+            f"{origin}: intervals.half_width={card.intervals.half_width} must name "
+            f"{' and '.join(schema.TARGETS)}; restore the card that was written with the weights"
+        )
     if tuple(card.targets) != schema.TARGETS or card.scale != [-1, 1]:
         raise CheckpointError(
             f"{origin}: the card says targets={card.targets} on scale={card.scale}, but scores are "

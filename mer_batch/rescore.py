@@ -39,6 +39,7 @@ class Rescorer:
         checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")
         self._job = job
         self._feature_set = checkpoint.feature_set
+        self._half_widths = checkpoint.half_widths
         self._scorer = Scorer(checkpoint.build())
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class Rescorer:
             except (KeyError, AudioError):  # its rows were not read, or hold no numbers
                 record.leave(track)
                 continue
-            columns = score.columns(track["features_duration_seconds"])
+            columns = score.columns(track["features_duration_seconds"], self._half_widths)
             record.add(track, track["features_version"], columns)
 
     def _outputs(self, part: str, tracks: list[dict[str, Any]]) -> dict[int, Float64]:

@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 
 from mer_batch.errors import AudioError
-from mer_batch.schema import INTERVAL_FIELDS, TARGETS
+from mer_batch.schema import SCORE_COLUMNS, TARGETS
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+
+HalfWidths = tuple[float | None, float | None]
 
 # More in one go would not stay in the processor's cache: twice as slow a segment at 64.
 _BATCH_SEGMENTS = 16
@@ -36,16 +38,26 @@ class TrackScore:
     std: tuple[float, float] | None
     n_segments: int
 
-    def columns(self, duration_seconds: float) -> dict[str, float | int | None]:
-        """The same as ``schema.SCORE_COLUMNS``, for a row of ``scores/``."""
-        unknown = (None, None)
-        return {
-            **dict(zip(TARGETS, self.mean, strict=True)),
-            **{f"{t}_std": s for t, s in zip(TARGETS, self.std or unknown, strict=True)},
-            **{field.name: None for field in INTERVAL_FIELDS},
-            "n_segments": self.n_segments,
-            "duration_seconds": duration_seconds,
-        }
+    def columns(
+        self, duration_seconds: float, half_widths: HalfWidths
+    ) -> dict[str, float | int | None]:
+        """The same as ``schema.SCORE_COLUMNS``, for a row of ``scores/``.
+
+        Parameters
+        ----------
+        duration_seconds : float
+        half_widths : tuple of float or None
+            How far the interval around each score reaches either way; None where it is unknown.
+        """
+        row: dict[str, float | int | None] = {
+            "n_segments": self.n_segments, "duration_seconds": duration_seconds,
+        }  # fmt: skip
+        spreads = self.std or (None, None)
+        for target, mean, std, reach in zip(TARGETS, self.mean, spreads, half_widths, strict=True):
+            row[target], row[f"{target}_std"] = mean, std
+            row[f"{target}_low"] = None if reach is None else max(-1.0, mean - reach)
+            row[f"{target}_high"] = None if reach is None else min(1.0, mean + reach)
+        return {name: row[name] for name in SCORE_COLUMNS}
 
 
 class Scorer:

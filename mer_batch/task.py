@@ -112,7 +112,8 @@ class ScoreTask:
 
         def score(given: GivenTrack) -> Reply:
             track = extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
-            return scorer.score(track.segments).columns(track.duration_seconds), b""
+            scored = scorer.score(track.segments)
+            return scored.columns(track.duration_seconds, checkpoint.half_widths), b""
 
         return score
 

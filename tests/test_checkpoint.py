@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from mer_batch.checkpoint import Checkpoint, save_checkpoint
+from mer_batch.config import StorageConfig
 from mer_batch.errors import CheckpointError
 from mer_batch.feature_sets import feature_set
 from mer_batch.models import build_model
+from mer_batch.storage import Storage, parse_uri
 
 
 def save(
@@ -22,7 +24,7 @@ def save(
     torch.manual_seed(seed)
     network = build_model(model, {"n_mels": 40, "n_frames": 1292})
     save_checkpoint(
-        folder, model=model, parameters={"n_mels": 40, "n_frames": 1292},
+        Storage(StorageConfig()), parse_uri(str(folder)), model=model, parameters={"n_mels": 40, "n_frames": 1292},
         features=feature_set(features), state=network.state_dict(), training_data=[], r2={},
     )  # fmt: skip
     return folder
@@ -104,7 +106,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state = network.state_dict()
     next(iter(state.values()))[0] = float("nan")
     save_checkpoint(
-        tmp_path, model="paper_model2", parameters={}, features=feature_set("paper"), state=state,
+        Storage(StorageConfig()), parse_uri(str(tmp_path)), model="paper_model2", parameters={}, features=feature_set("paper"), state=state,
         training_data=[], r2={},
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="not finite"):
@@ -133,3 +135,32 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 def test_a_broken_card_is_refused(card: bytes) -> None:
     with pytest.raises(CheckpointError, match="not a valid card"):
         Checkpoint(card, b"", origin="here")
+
+
+def test_intervals_come_from_the_card(tmp_path: Path) -> None:
+    save(tmp_path)
+    assert load(tmp_path).half_widths == (None, None)
+    intervals: dict[str, Any] = {
+        "level": 0.9, "calibrated_on": "a set",
+        "half_width": {"arousal": 0.3, "valence": None}, "coverage": {"arousal": 0.9},
+    }  # fmt: skip
+    edit_card(tmp_path, intervals=intervals)
+    assert load(tmp_path).half_widths == (None, 0.3)
+    edit_card(tmp_path, intervals=intervals | {"half_width": {"arousal": -0.3, "valence": 0.1}})
+    with pytest.raises(CheckpointError, match=r"intervals.*greater than or equal to 0"):
+        load(tmp_path)
+    edit_card(tmp_path, intervals=intervals | {"half_width": {"arousal": 0.3}})
+    with pytest.raises(CheckpointError, match="must name valence and arousal"):
+        load(tmp_path)
+
+
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    weights = (tmp_path / "weights.safetensors").read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match="restore the file"):
+        load(tmp_path)
+    card = (tmp_path / "card.json").read_text()
+    (tmp_path / "card.json").write_text(card[: len(card) // 2])
+    with pytest.raises(CheckpointError, match=r"card\.json is not a valid card"):
+        load(tmp_path)

@@ -48,7 +48,15 @@ def test_what_is_not_finite_is_a_reject() -> None:
 
 
 def test_columns_are_those_of_the_table() -> None:
-    columns = TrackScore((0.1, 0.2), None, 3).columns(90.0)
+    columns = TrackScore((0.1, 0.2), None, 3).columns(90.0, (None, None))
     assert tuple(columns) == SCORE_COLUMNS
     assert columns["valence_std"] is None
     assert (columns["arousal"], columns["n_segments"], columns["duration_seconds"]) == (0.2, 3, 90)
+
+
+def test_intervals_reach_as_far_as_they_were_calibrated_but_not_off_the_scale() -> None:
+    columns = TrackScore((0.1, -0.9), (0.02, 0.3), 1).columns(30.0, (0.25, 0.3))
+    assert (columns["valence_low"], columns["valence_high"]) == pytest.approx((-0.15, 0.35))
+    assert (columns["arousal_low"], columns["arousal_high"]) == pytest.approx((-1.0, -0.6))
+    unknown = TrackScore((0.1, -0.9), None, 1).columns(30.0, (None, 0.3))
+    assert unknown["valence_low"] is None and unknown["valence_high"] is None

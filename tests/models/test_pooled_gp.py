@@ -8,7 +8,9 @@ import torch
 from mer_batch.models.pooled_ridge import Model
 
 from mer_batch.checkpoint import Checkpoint, save_checkpoint
+from mer_batch.config import StorageConfig
 from mer_batch.feature_sets import feature_set
+from mer_batch.storage import Storage, parse_uri
 
 N_CLIPS = 160
 
@@ -131,7 +133,7 @@ def test_round_trip_through_a_small_checkpoint(
 ) -> None:
     model = fit(statistics, labels, n_members=16)
     save_checkpoint(
-        tmp_path, model="pooled_ridge", parameters={"n_members": 16},
+        Storage(StorageConfig()), parse_uri(str(tmp_path)), model="pooled_ridge", parameters={"n_members": 16},
         features=feature_set("log_mel"), state=model.state_dict(), training_data=[], r2={},
     )  # fmt: skip
     card, weights = (
