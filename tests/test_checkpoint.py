@@ -24,7 +24,8 @@ def save(
     torch.manual_seed(seed)
     network = build_model(model, {"n_mels": 40, "n_frames": 1292})
     save_checkpoint(
-        Storage(StorageConfig()), parse_uri(str(folder)), model=model, parameters={"n_mels": 40, "n_frames": 1292},
+        Storage(StorageConfig()), parse_uri(str(folder)),
+        model=model, parameters={"n_mels": 40, "n_frames": 1292},
         features=feature_set(features), state=network.state_dict(), training_data=[], r2={},
     )  # fmt: skip
     return folder
@@ -106,7 +107,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state = network.state_dict()
     next(iter(state.values()))[0] = float("nan")
     save_checkpoint(
-        Storage(StorageConfig()), parse_uri(str(tmp_path)), model="paper_model2", parameters={}, features=feature_set("paper"), state=state,
+        Storage(StorageConfig()), parse_uri(str(tmp_path)),
+        model="paper_model2", parameters={}, features=feature_set("paper"), state=state,
         training_data=[], r2={},
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="not finite"):

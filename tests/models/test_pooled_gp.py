@@ -133,7 +133,8 @@ def test_round_trip_through_a_small_checkpoint(
 ) -> None:
     model = fit(statistics, labels, n_members=16)
     save_checkpoint(
-        Storage(StorageConfig()), parse_uri(str(tmp_path)), model="pooled_ridge", parameters={"n_members": 16},
+        Storage(StorageConfig()), parse_uri(str(tmp_path)),
+        model="pooled_ridge", parameters={"n_members": 16},
         features=feature_set("log_mel"), state=model.state_dict(), training_data=[], r2={},
     )  # fmt: skip
     card, weights = (
