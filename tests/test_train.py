@@ -213,7 +213,7 @@ def test_a_set_without_any_audio_is_refused(releases: Path, tmp_path: Path) -> N
     ("changes", "words"),
     [
         ({"data": {"uri": "d", "related": ["musifeast17"]}}, "must name each data set once"),
-        ({"model": {"coupling": 1.5}}, "model.coupling=1.5"),
+        ({"model": {"n_members": 0}}, "model.n_members=0"),
         ({"model": {"name": "forest"}}, "model.name='forest'"),
         ({"n_fold": 3}, "did you mean 'n_folds'"),
     ],
