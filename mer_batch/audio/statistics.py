@@ -122,6 +122,7 @@ class Statistics(nn.Module):
         steps = sound.db.diff(dim=2).clamp_(-_MAX_STEP_DB, _MAX_STEP_DB)
         rises, falls = self._by_range(steps.clamp_min(0)), self._by_range(-steps.clamp_max_(0))
         strokes = self._strokes(sound)
+        pulse = self._pulse(sound, torch.cat([rises[:, [0, 1, 4]], strokes[:, :1]], dim=1))
         intervals, keys = self._harmony(sound, peaks)
         return {
             "spectrum": _mean(self.by20 @ sound.db, sound.active),
@@ -133,8 +134,8 @@ class Statistics(nn.Module):
             "onsets": _changes(sound, strokes),
             "decays": _changes(sound, falls),
             "rates": self._rates(sound, rises),
-            "pulse": self._pulse(sound, rises[:, [0, 1, 4]]),
-            "beat": self._pulse(sound, strokes[:, :1]),
+            "pulse": pulse[:, : 3 * _N_TEMPO_RANGES],
+            "beat": pulse[:, 3 * _N_TEMPO_RANGES :],
             "tones": self._tones(sound, peaks),
             "intervals": intervals,
             "keys": keys,
@@ -192,7 +193,7 @@ class Statistics(nn.Module):
         return torch.cat(per_second, dim=1)
 
     def _pulse(self, sound: _Sound, rises: Tensor) -> Tensor:
-        """How regularly onsets return after 0.1 to 2 s: autocorrelation, the peak in 12 ranges.
+        """How regularly rises return after 0.1 to 2 s: autocorrelation, the peak in 12 ranges.
 
         A steady fast beat is the plainest sign of arousal.
         """

@@ -1,8 +1,7 @@
 """A Gaussian process on statistics over time: the built-in model.
 
 Its answer has a closed form, it fits in seconds, and on a few hundred labelled clips it beats
-convolutional networks trained from nothing. The kernel is the Gaussian one, through random
-features, so that the model keeps directions in the space of statistics and nothing of any clip.
+ridge regression, trees, and convolutional networks trained from nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +25,13 @@ _LIMIT = 4.0  # standard deviations a statistic may count for
 _SIZE_EXPONENT = 0.25
 _MIN_WEIGHT = 0.05
 
-# What `fit` chooses from, the most cautious first: it is taken where nothing tells them apart.
-_COUPLINGS = (0.0, 0.3, 0.6, 0.9)
-_PENALTIES = (3.2, 1.6, 0.8, 0.4, 0.2, 0.1)
+# What `fit` chooses from: the first, unless another is clearly better.
+_COUPLINGS = (0.6, 0.0, 0.3, 0.9)
+_PENALTIES = (0.2, 0.1, 0.4, 0.8, 1.6, 3.2)
+_CLEARLY = 2.0  # standard errors
 _MAX_CLIPS_TO_CHOOSE = 1000
+
+_JITTER = 1e-6  # of a kernel that has to be inverted, though two clips may be the same
 
 
 class Model(nn.Module):
@@ -41,14 +43,15 @@ class Model(nn.Module):
         Of the features; see ``MelParameters``.
     n_members : int
         Regressions in the ensemble.
-    n_directions : int
-        Of the random features: each gives a cosine and a sine.
+    n_landmarks : int
+        Clips that new ones are compared with. If no more are learned from, the regression is
+        exact, else it is the best that these can express.
     """
 
     centre: Tensor
     scale: Tensor
     limit: Tensor
-    directions: Tensor
+    landmarks: Tensor
     coefficients: Tensor
     intercepts: Tensor
 
@@ -60,7 +63,7 @@ class Model(nn.Module):
         fmin: float = 30.0,
         fmax: float = 16_000.0,
         n_members: int = 16,
-        n_directions: int = 384,
+        n_landmarks: int = 640,
     ) -> None:
         super().__init__()
         self.statistics = Statistics(
@@ -73,8 +76,8 @@ class Model(nn.Module):
         self.register_buffer("centre", torch.zeros(n))
         self.register_buffer("scale", torch.ones(n))
         self.register_buffer("limit", torch.ones(n))
-        self.register_buffer("directions", torch.zeros(n, n_directions))
-        self.register_buffer("coefficients", torch.zeros(2 * n_directions, n_members * 2))
+        self.register_buffer("landmarks", torch.zeros(n_landmarks, n))
+        self.register_buffer("coefficients", torch.zeros(n_landmarks, n_members * 2))
         self.register_buffer("intercepts", torch.zeros(n_members * 2))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -83,7 +86,8 @@ class Model(nn.Module):
 
     def predict(self, statistics: Tensor) -> Tensor:
         """(batch, n_statistics) to (batch, n_members, 2)."""
-        scores = self._waves(statistics) @ self.coefficients + self.intercepts
+        kernel = _kernel(self._standardise(statistics), self.landmarks)
+        scores = kernel @ self.coefficients + self.intercepts
         return scores.reshape(-1, self.n_members, 2).clamp(-1, 1)
 
     def fit(
@@ -100,8 +104,8 @@ class Model(nn.Module):
         Data sets are separate tasks, because people rate film music on another scale than
         songs: each has its own mean, scale and regression, and the regressions of two tasks
         correlate by a `coupling` beforehand. The kernel is ``k(x_i, x_j) * (1 if same task else
-        coupling)``; the model keeps the regression of task 0. Coupling and penalty are chosen
-        for valence and for arousal by leaving out one group of task 0 at a time.
+        coupling)``; the model keeps the regression of task 0. Coupling and penalty are chosen,
+        for valence and for arousal, by leaving out one group of task 0 at a time.
 
         A member is a draw of the Bayesian bootstrap: every group of clips weighs as much as an
         exponential random number says. All members are then shifted alike, so that their mean is
@@ -118,13 +122,14 @@ class Model(nn.Module):
             Clips of one album or artist are not independent: they are left out together, and
             share a weight.
         seed : int
-            Of the random features and the members' weights.
+            Of the members' weights and, where clips are many, of the landmarks.
 
         References
         ----------
         Bonilla, E., Chai, K. and Williams, C. "Multi-task Gaussian Process Prediction", 2007.
         Rubin, D. "The Bayesian Bootstrap", The Annals of Statistics, 1981.
-        Yu, F. et al. "Orthogonal Random Features", 2016.
+        Quinonero-Candela, J. and Rasmussen, C. "A Unifying View of Sparse Approximate Gaussian
+        Process Regression", JMLR, 2005.
         """
         rng = np.random.default_rng(seed)
         own = statistics[tasks == 0]
@@ -133,90 +138,93 @@ class Model(nn.Module):
         # A statistic that never varies says nothing, and must not decide when once it does.
         self.scale = torch.where(std > 1e-6, self._weights / std, 0)
         self.limit = _LIMIT * self._weights
-        self.directions = _orthogonal_directions(*self.directions.shape, rng)
-        waves = self._waves(statistics).double().numpy()
+        x = self._standardise(statistics).double()
         names, group_of = np.unique(groups, return_inverse=True)
+        landmarks = x[_some_clips(len(self.landmarks), tasks, group_of, rng)]
+        self.landmarks = _padded(landmarks, len(self.landmarks))
+        root = torch.linalg.cholesky(
+            _kernel(landmarks, landmarks) + _JITTER * torch.eye(len(landmarks))
+        ).numpy()
+        # Products of these rows are the kernel.
+        features = np.linalg.solve(root, _kernel(landmarks, x).numpy()).T
         draws = rng.exponential(size=(self.n_members, len(names)))
         weights = np.vstack([np.ones(len(labels)), np.maximum(draws, _MIN_WEIGHT)[:, group_of]])
-        choices = _choose(waves, labels, tasks=tasks, groups=group_of, rng=rng)
-        n_waves = waves.shape[1]
-        coefficients = np.empty((len(weights), n_waves, 2))
+        choices = _choose(features, labels, tasks=tasks, groups=group_of, rng=rng)
+        slopes = np.empty((len(weights), len(landmarks), 2))
         intercepts = np.empty((len(weights), 2))
         for target, (coupling, penalty) in enumerate(choices):
-            ridge = _ridge(_shared_and_own(waves, tasks, coupling))
+            ridge = _ridge(_by_task(features, tasks, coupling))
             for row, weight in enumerate(weights):
-                standard, mean, std_label = _standard_labels(labels[:, target], tasks, weight)
+                standard, mean, deviation = _standard_labels(labels[:, target], tasks, weight)
                 # A clip of weight w is one whose label has 1 / w of the noise.
-                shared, specific = ridge(standard, penalty / weight).reshape(-1, n_waves)[:2]
-                slopes = math.sqrt(coupling) * shared + math.sqrt(1 - coupling) * specific
-                coefficients[row, :, target] = slopes * std_label
+                slope = ridge(standard, penalty / weight)[: len(landmarks)]
+                slopes[row, :, target] = np.linalg.solve(root.T, slope) * deviation
                 intercepts[row, target] = mean
-        self.coefficients = _members(coefficients).permute(1, 0, 2).flatten(1).contiguous()
-        self.intercepts = _members(intercepts).flatten()
+        by_landmark = _members(slopes).permute(1, 0, 2).flatten(1)
+        self.coefficients = _padded(by_landmark, len(self.landmarks))
+        self.intercepts = _members(intercepts).float().flatten()
 
-    def _waves(self, statistics: Tensor) -> Tensor:
-        """Random features, whose products are the kernel: (batch, 2 * n_directions).
-
-        Statistics are standardised and cut off at the limit: a strange recording is no reason to
-        extrapolate.
-        """
+    def _standardise(self, statistics: Tensor) -> Tensor:
+        """Standardise, cut off at the limit: a strange recording is no reason to extrapolate."""
         scaled = (statistics - self.centre) * self.scale
-        angles = scaled.maximum(-self.limit).minimum(self.limit) @ self.directions
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return waves / math.sqrt(self.directions.shape[1])
+        return scaled.maximum(-self.limit).minimum(self.limit)
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    """How alike standardised statistics are: (n_a, n), (n_b, n) to (n_a, n_b), at most 1."""
+    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T
+    return torch.exp(squares.clamp_min(0) * (-_SHARPNESS / a.shape[1]))
 
 
 def _choose(
-    waves: Float64, labels: Float64, *, tasks: Int64, groups: Int64, rng: np.random.Generator
+    features: Float64, labels: Float64, *, tasks: Int64, groups: Int64, rng: np.random.Generator
 ) -> list[tuple[float, float]]:
     """Coupling and penalty for valence and for arousal, by leaving out a group at a time.
 
     The errors of all left-out groups follow from one inverse ``A`` of the regularised kernel:
     those of clips ``G`` are ``A[G, G]^-1 (A y)[G]``.
     """
-    rows = _some_clips(tasks, groups, rng)
-    waves, tasks, groups = waves[rows], tasks[rows], groups[rows]
+    rows = _some_clips(_MAX_CLIPS_TO_CHOOSE, tasks, groups, rng)
+    features, tasks, groups = features[rows], tasks[rows], groups[rows]
     standard = np.column_stack(
         [_standard_labels(column, tasks, np.ones(len(rows)))[0] for column in labels[rows].T]
     )
-    kernel, same = waves @ waves.T, tasks[:, None] == tasks[None, :]
-    left_out = [np.flatnonzero((groups == group) & (tasks == 0)) for group in np.unique(groups)]
-    choices = [(coupling, penalty) for coupling in _COUPLINGS for penalty in _PENALTIES]
-    errors = []
+    kernel, same = features @ features.T, tasks[:, None] == tasks[None, :]
+    left_out = [np.flatnonzero(groups == group) for group in np.unique(groups[tasks == 0])]
+    choices, errors = [], []
     for coupling in _COUPLINGS:
         values, vectors = np.linalg.eigh(kernel * np.where(same, 1.0, coupling))
         for penalty in _PENALTIES:
             inverse = (vectors / (values.clip(min=0) + penalty)) @ vectors.T
-            residuals = inverse @ standard
-            squared = [
-                np.linalg.solve(inverse[np.ix_(group, group)], residuals[group]) ** 2
-                for group in left_out
+            dual = inverse @ standard
+            residuals = [
+                np.linalg.solve(inverse[np.ix_(group, group)], dual[group]) for group in left_out
             ]
-            errors.append(np.concatenate(squared).sum(axis=0))
-    return [choices[best] for best in np.argmin(errors, axis=0)]
+            choices.append((coupling, penalty))
+            errors.append([np.square(group).sum(axis=0) for group in residuals])
+    gains = errors[0] - np.array(errors)  # (n_choices, n_groups, 2)
+    mean = gains.mean(axis=1)
+    doubt = _CLEARLY * gains.std(axis=1) / math.sqrt(len(left_out)) + 1e-9
+    return [choices[best] for best in np.argmax(np.where(mean > doubt, mean, 0.0), axis=0)]
 
 
-def _some_clips(tasks: Int64, groups: Int64, rng: np.random.Generator) -> Int64:
-    """As many clips as a choice needs: those of task 0 first, group by group in random order."""
+def _some_clips(n: int, tasks: Int64, groups: Int64, rng: np.random.Generator) -> Int64:
+    """At most `n` clips: those of task 0 first, group by group in random order."""
     n_groups = groups.max() + 1
     order = rng.permutation(n_groups)[groups] + n_groups * (tasks != 0)
-    return np.argsort(order, kind="stable")[:_MAX_CLIPS_TO_CHOOSE]
+    return np.argsort(order, kind="stable")[:n]
 
 
-def _shared_and_own(waves: Float64, tasks: Int64, coupling: float) -> Float64:
-    """What all tasks share, then what is each task's own: (n_clips, (1 + n_tasks) * n_waves).
+def _by_task(features: Float64, tasks: Int64, coupling: float) -> Float64:
+    """Features of clips of several tasks: (n_clips, n_features) to (n_clips, n_tasks * n_features).
 
-    Products of these rows are the kernel of the tasks, whatever their number: a regression of
-    plain features.
-
-    References
-    ----------
-    Daume, H. "Frustratingly Easy Domain Adaptation", 2007.
+    Each task has a part of its own and parts of those before it, so that tasks correlate by the
+    coupling. Task 0 has the first part alone.
     """
-    own = [waves * (tasks == task)[:, None] for task in np.unique(tasks)]
-    return np.hstack(
-        [math.sqrt(coupling) * waves, *(math.sqrt(1 - coupling) * part for part in own)]
-    )
+    n_tasks = tasks.max() + 1
+    correlation = np.where(np.eye(n_tasks, dtype=bool), 1.0, coupling)
+    parts = np.linalg.cholesky(correlation)[tasks]
+    return (parts[:, :, None] * features[:, None, :]).reshape(len(features), -1)
 
 
 def _ridge(features: Float64) -> Callable[[Float64, Float64], Float64]:
@@ -229,9 +237,12 @@ def _ridge(features: Float64) -> Callable[[Float64, Float64], Float64]:
 
     def coefficients(targets: Float64, noise: Float64) -> Float64:
         if kernel is not None:
-            return features.T @ np.linalg.solve(kernel + np.diag(noise), targets)
-        weighted = features.T / noise
-        return np.linalg.solve(weighted @ features + np.eye(n_features), weighted @ targets)
+            found = features.T @ np.linalg.solve(kernel + np.diag(noise), targets)
+        else:
+            weighted = features.T / noise
+            normal = weighted @ features + np.eye(n_features)
+            found = np.linalg.solve(normal, weighted @ targets)
+        return np.asarray(found, dtype=np.float64)
 
     return coefficients
 
@@ -252,22 +263,12 @@ def _standard_labels(
 
 def _members(fits: Float64) -> Tensor:
     """All fits but the first, shifted alike so that their mean is the first."""
-    return torch.from_numpy(fits[1:] - fits[1:].mean(axis=0) + fits[0]).float()
+    return torch.from_numpy(fits[1:] - fits[1:].mean(axis=0) + fits[0])
 
 
-def _orthogonal_directions(
-    n_statistics: int, n_directions: int, rng: np.random.Generator
-) -> Tensor:
-    """Directions of random features, shape (n_statistics, n_directions).
-
-    Those of independent Gaussians would do; at right angles they come closer to the kernel.
-    """
-    blocks: list[Float64] = []
-    for _ in range(0, n_directions, n_statistics):
-        rotation, _ = np.linalg.qr(rng.standard_normal((n_statistics, n_statistics)))
-        blocks.append(rotation * np.sqrt(rng.chisquare(n_statistics, size=n_statistics)))
-    directions = np.hstack(blocks)[:, :n_directions] * math.sqrt(2 * _SHARPNESS / n_statistics)
-    return torch.from_numpy(directions).float()
+def _padded(rows: Tensor, n_rows: int) -> Tensor:
+    """With zeros up to a number of rows, in single precision."""
+    return torch.cat([rows, rows.new_zeros(n_rows - len(rows), rows.shape[1])]).float()
 
 
 def _group_weights(sizes: list[int]) -> Tensor:

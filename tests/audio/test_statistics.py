@@ -7,6 +7,7 @@ from collections.abc import Callable
 import librosa
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from mer_batch.audio import statistics as kernel
@@ -112,15 +113,77 @@ def test_pulse_peaks_at_the_planted_tempo(statistics: Statistics, interval_secon
     assert pulse[planted] > 2 * np.abs(pulse[2 : planted - 1]).max(initial=0)
 
 
+@pytest.mark.parametrize("interval_seconds", [0.3, 0.5, 0.8])
+def test_the_beat_is_the_loud_drum_not_the_faint_one(
+    statistics: Statistics, interval_seconds: float
+) -> None:
+    """A strong pulse, and 30 dB below it a faster one."""
+    beat = grouped(statistics, pulses(interval_seconds, 20) + 0.03 * pulses(0.17, 20))["beat"]
+    edges = 0.1 * 20 ** (np.arange(13) / 12)
+    interval = round(interval_seconds / FRAME_SECONDS) * FRAME_SECONDS
+    planted = int(np.searchsorted(edges, interval, side="right")) - 1
+    assert beat[planted] > 0.5
+    assert beat[planted] > 2 * np.abs(beat[2 : planted - 1]).max(initial=0)
+
+
 def test_noise_has_no_pulse(statistics: Statistics) -> None:
-    assert np.abs(grouped(statistics, noise(20))["pulse"][:12]).max() < 0.2
+    found = grouped(statistics, noise(20))
+    assert np.abs(found["pulse"][:12]).max() < 0.2
+    assert np.abs(found["beat"]).max() < 0.2
 
 
 def test_drums_have_stronger_onsets_than_a_held_chord(statistics: Statistics) -> None:
     drums = grouped(statistics, pulses(0.5, 10))
     chord = grouped(statistics, tones([220, 277, 330], 10))
     assert drums["onsets"][0] > chord["onsets"][0] + 1
+    assert drums["decays"][0] > chord["decays"][0] + 1
     assert (drums["flux"] > chord["flux"]).all()
+
+
+def test_drums_rise_suddenly_and_fall_slowly_reversed_ones_the_other_way(
+    statistics: Statistics,
+) -> None:
+    sound = pulses(0.5, 10)
+    forward, backward = grouped(statistics, sound), grouped(statistics, sound[::-1])
+    skewness = slice(10, 15)
+    assert (forward["onsets"][skewness] > backward["onsets"][skewness] + 1).all()
+    assert (forward["decays"][skewness] < backward["decays"][skewness] - 1).all()
+
+
+@pytest.mark.parametrize("per_second", [1.25, 2.5, 4.0])
+def test_rates_count_the_planted_onsets(statistics: Statistics, per_second: float) -> None:
+    """Peaks of the rise above 8 dB: one a stroke, of all bands and of each range."""
+    rates = grouped(statistics, pulses(1 / per_second, 20) + 1e-4 * noise(20, seed=1))["rates"]
+    np.testing.assert_allclose(rates[[0, 5, 10]], per_second, rtol=0.1)
+
+
+def test_rates_stand_still_where_nothing_begins(statistics: Statistics) -> None:
+    assert np.abs(grouped(statistics, tones([440.0, 660.0], 10))["rates"][10:20]).max() < 0.3
+
+
+def test_more_voices_are_fuller(statistics: Statistics) -> None:
+    chords = [tones([220.0 * 2**k for k in range(n)], 5) for n in (1, 3, 6)]
+    full = [grouped(statistics, chord)["fullness"][0] for chord in [*chords, noise(5)]]
+    assert full == sorted(full)
+    assert full[0] < 0.3
+    assert full[3] > 0.95
+
+
+def test_evenness_equals_the_kurtosis_of_scipy(statistics: Statistics) -> None:
+    features = log_mel(pulses(0.5, 10))
+    ranges = (statistics.by8 @ features)[0].numpy()
+    expected = scipy.stats.kurtosis(ranges, axis=1, fisher=False)
+    found = statistics.groups(features)["evenness"][0].numpy()
+    np.testing.assert_allclose(found, np.log1p(expected), rtol=0.01)
+
+
+def test_a_range_heard_now_and_then_is_less_even(statistics: Statistics) -> None:
+    t = np.arange(10 * RATE) / RATE
+    rare = noise(10) * np.where(t % 5 < 0.2, 1.0, 0.01)
+    often = noise(10) * np.where(t % 0.4 < 0.2, 1.0, 0.01)
+    assert (
+        grouped(statistics, rare)["evenness"] > grouped(statistics, often)["evenness"] + 0.5
+    ).all()
 
 
 def test_tones_are_peaked_and_held_noise_is_neither(statistics: Statistics) -> None:
