@@ -223,7 +223,7 @@ def test_a_tracks_scores_are_its_segments_and_members_together() -> None:
 
 
 def test_a_model_that_knows_no_padding_is_shown_none() -> None:
-    model = build_model("pooled_ridge", {"n_members": 2})
+    model = build_model("pooled_gp", {"n_members": 2})
     torch.manual_seed(0)
     model.get_buffer("coefficients").normal_()
     lengths = torch.tensor([40, 25, 40, 30])

@@ -113,7 +113,7 @@ def test_the_cnn_standardises_its_bands_by_itself() -> None:
 def test_an_ensemble_is_its_members_side_by_side() -> None:
     members = [
         {"model": "log_mel_cnn", "parameters": {"channels": [8, 8]}},
-        {"model": "pooled_ridge", "parameters": {"n_members": 3}},
+        {"model": "pooled_gp", "parameters": {"n_members": 3}},
     ]
     ensemble = build_model("ensemble", {"members": members})
     features = torch.randn(2, 80, 100) * 10 - 40
