@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,10 @@ from mer_batch.storage import parse_uri
 from mer_batch.tag import Scores
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+# Rows unpacked to single floats at a time: few enough that the memory is the same again and again.
+_RUN_ROWS = 16
 
 
 class Rescorer:
@@ -76,29 +81,40 @@ class Rescorer:
         lengths = {row: self._n_frames(track) for track in tracks for row in track["rows"]}
         wanted = np.sort(np.fromiter(lengths, np.int64, len(lengths)))
         outputs: dict[int, Float64] = {}
-        begin = 0
         try:
-            with open_part(self._job.storage, parse_uri(part)) as file:
-                for group in range(file.num_row_groups):
-                    end = begin + file.metadata.row_group(group).num_rows
-                    rows = wanted[np.searchsorted(wanted, begin) : np.searchsorted(wanted, end)]
-                    if len(rows):
-                        table = file.read_row_group(group, columns=["mel"], use_threads=False)
-                        segments = mels(table, self._feature_set)
-                        if len(rows) < len(segments):
-                            segments = segments[rows - begin]
-                        n_frames = np.array([lengths[row] for row in rows.tolist()])
-                        values = self._scorer.outputs(segments, n_frames)
-                        outputs.update(zip(rows.tolist(), values, strict=True))
-                    begin = end
+            for begin, table in self._tables(part, wanted):
+                rows = _between(wanted, begin, begin + len(table))
+                segments = mels(table, self._feature_set)
+                if len(rows) < len(segments):
+                    segments = segments[rows - begin]
+                n_frames = np.array([lengths[row] for row in rows.tolist()])
+                values = self._scorer.outputs(segments, n_frames)
+                outputs.update(zip(rows.tolist(), values, strict=True))
         except (OSError, pa.ArrowException, FeaturesError):
             pass  # the rows from here on are missing: their tracks are left
         return outputs
+
+    def _tables(self, part: str, wanted: Int64) -> Iterator[tuple[int, pa.Table]]:
+        """Runs of rows that hold wanted ones, and the row that each begins with."""
+        end = 0
+        with open_part(self._job.storage, parse_uri(part)) as file:
+            for group in range(file.num_row_groups):
+                begin, end = end, end + file.metadata.row_group(group).num_rows
+                if not len(_between(wanted, begin, end)):
+                    continue
+                table = file.read_row_group(group, columns=["mel"], use_threads=False)
+                for first in range(begin, end, _RUN_ROWS):
+                    if len(_between(wanted, first, first + _RUN_ROWS)):
+                        yield first, table.slice(first - begin, _RUN_ROWS)
 
     def _n_frames(self, track: dict[str, Any]) -> int:
         """How much of a segment the model is shown."""
         whole = self._feature_set.segment_frames
         return whole if self._feature_set.fixed_length else int(track["n_frames"])
+
+
+def _between(rows: Int64, begin: int, end: int) -> Int64:
+    return rows[np.searchsorted(rows, begin) : np.searchsorted(rows, end)]
 
 
 def rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:

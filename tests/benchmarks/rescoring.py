@@ -21,8 +21,28 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as pads
 
+from mer_batch.block import Job
+from mer_batch.catalog import read_catalog
+from mer_batch.checkpoint import builtin_checkpoint
+from mer_batch.config import CatalogConfig, StorageConfig
+from mer_batch.ledger import Ledger
+from mer_batch.limits import ChildLimits
+from mer_batch.plan import make_plan, with_features
+from mer_batch.rescore import Rescorer
+from mer_batch.schema import Identity
+from mer_batch.storage import Storage, parse_uri
+from mer_batch.tag import Scores
 from tests.benchmarks.report import replace_chapter
-from tests.benchmarks.tagging import N_CORES, kinds_of_files, machine, spread, start_job
+from tests.benchmarks.tagging import (
+    N_CORES,
+    kernel_only,
+    kinds_of_files,
+    machine,
+    spread,
+    start_job,
+)
+
+_CPU_TRACKS = 200
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,33 @@ def measure_once(folder: Path, scratch: Path, n_tracks: int) -> Repeat:
     )
 
 
+def cpu_ms_a_track(paths: list[str], folder: Path, output: Path) -> tuple[float, float]:
+    """CPU time of a track from MP3 and from features, in one process and thread [ms].
+
+    Of the work alone, without processes to start and to talk to: a machine that is shared changes
+    it little.
+    """
+    began = time.process_time()
+    kernel_only(paths[:_CPU_TRACKS])
+    from_mp3 = time.process_time() - began
+
+    storage, catalog = Storage(StorageConfig()), CatalogConfig(uri=str(folder))
+    tracks = read_catalog(catalog, storage, taken_names=[])
+    place, checkpoint = parse_uri(str(output)), builtin_checkpoint()
+    identity = Identity.of(checkpoint.feature_set.features_id, "another model", {})
+    ledger = Ledger(storage, place, tracks.id_type)
+    plan = make_plan(tracks, ledger, storage, identity, detect_changes=True)
+    from_features, _ = with_features(plan, ledger, identity.features_id)
+    product = Scores(checkpoint.card_json, checkpoint.weights, "another model")
+    rescorer = Rescorer(Job(storage, place, "cpu", identity, product, ChildLimits()))
+    block = from_features.slice(0, _CPU_TRACKS).combine_chunks()
+    rescorer.work(0, block.slice(0, 64))  # what is made once
+    began = time.process_time()
+    assert rescorer.work(1, block).n_done == len(block)
+    from_features_seconds = time.process_time() - began
+    return 1000 * from_mp3 / len(paths[:_CPU_TRACKS]), 1000 * from_features_seconds / len(block)
+
+
 def kib_per_30_seconds(output: Path) -> float:
     """Size of the features on disk for each 30 s that they hold [KiB]."""
     parts = list(output.glob("features/2*/*.parquet"))
@@ -71,20 +118,22 @@ def kib_per_30_seconds(output: Path) -> float:
     return sum(part.stat().st_size for part in parts) / held * 30 / 1024
 
 
-def describe(name: str, repeats: list[Repeat], n_tracks: int, kib: float) -> list[str]:
+def describe(
+    name: str, repeats: list[Repeat], n_tracks: int, kib: float, cpu: tuple[float, float]
+) -> list[str]:
     """Rows of the table for one kind of files."""
     rows = []
-    for shown, attribute in (
-        ("extract", "extract"),
-        ("tag from MP3", "from_mp3"),
-        ("tag from features", "from_features"),
+    for shown, attribute, cpu_ms in (
+        ("extract", "extract", ""),
+        ("tag from MP3", "from_mp3", f"{cpu[0]:.1f}"),
+        ("tag from features", "from_features", f"{cpu[1]:.2f} ({cpu[0] / cpu[1]:.0f} times less)"),
     ):
         work, whole = zip(*(getattr(repeat, attribute) for repeat in repeats), strict=True)
         gains = [r.from_mp3[0] / getattr(r, attribute)[0] for r in repeats]
         rows.append(
             f"| {name} | {shown} | {n_tracks / statistics.median(work):,.0f} | "
             f"{statistics.median(gains):.1f} ({min(gains):.1f} to {max(gains):.1f}) | "
-            f"{statistics.median(whole):.1f} | {kib:.1f} |"
+            f"{statistics.median(whole):.1f} | {cpu_ms} | {kib:.1f} |"
         )
     return rows
 
@@ -101,13 +150,14 @@ def main() -> None:
         scratch = Path(name)
         for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
             folder = scratch / f"music-{number}"
-            spread(clips, folder, chosen.tracks)
+            paths = spread(clips, folder, chosen.tracks)
             repeats = []
             for _ in range(chosen.repeats):
                 repeats.append(measure_once(folder, scratch, chosen.tracks))
                 print(described, repeats[-1], flush=True)
             kib = kib_per_30_seconds(scratch / "kept")
-            rows += describe(described, repeats, chosen.tracks, kib)
+            cpu = cpu_ms_a_track(paths, folder, scratch / "kept")
+            rows += describe(described, repeats, chosen.tracks, kib, cpu)
     report = _REPORT.format(
         date=datetime.date.today(),
         n_tracks=chosen.tracks,
@@ -126,13 +176,15 @@ Made by `make bench` on {date}: {n_tracks:,} files on {n_cores} cores ({machine}
 {n_repeats} repeats in which the jobs take turns on a shared machine; what counts is how many times
 the rate from MP3 a job reaches within a repeat (median, and from least to most).
 
-| files | job | tracks/s | times the rate from MP3 | whole process, s | KiB per 30 s |
-|---|---|---|---|---|---|
+| files | job | tracks/s | times MP3 | whole process, s | CPU ms a track | KiB per 30 s |
+|---|---|---|---|---|---|---|
 {rows}
 
 Rates are those of the work: from MP3 from when Ray is up, from features from when torch and the
 model are. The whole process is that of the shell's command, start-up, planning and publishing
-included. Bytes are those of `features/` on disk, all its columns.
+included. CPU is that of the kernels in one thread, decoding and model on one side, reading, model
+and writing on the other, which a shared machine changes least. Bytes are those of `features/` on
+disk, all its columns.
 """
 
 
