@@ -10,6 +10,7 @@
     │   ├── DatasetError
     │   ├── FeaturesError
     │   └── StorageError
+    ├── TrainingError           a network cannot go on learning               (exit 1)
     ├── ErrorBudgetExceeded     too many rejects: nothing was published       (exit 3)
     ├── LeaseError              another run holds, or took over, the output   (exit 4)
     ├── Interrupted             SIGINT or SIGTERM; finished work is committed (exit 130)
@@ -53,6 +54,10 @@ class FeaturesError(RefusedError):
 
 class StorageError(RefusedError):
     """A URI cannot be read or written."""
+
+
+class TrainingError(MerBatchError):
+    """A network cannot go on learning; the message names the epoch and what to change."""
 
 
 class ErrorBudgetExceeded(MerBatchError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mer_batch.network import Batch, TrainingError, outputs_of, scored
+from mer_batch.errors import TrainingError
+from mer_batch.network import Batch, outputs_of, scored
 from mer_batch.schema import TARGETS
 
 #: Everything a loop needs to go on: tensors, numbers, strings, lists and dictionaries, so that
@@ -209,10 +211,13 @@ class _Loop:
         self._network: nn.Module = model
         if process_group is not None:
             # Sends rank 0's weights to all. Buffers are averaged after each epoch instead of
-            # being sent with every batch.
-            self._network = DistributedDataParallel(
-                model, process_group=process_group, broadcast_buffers=False
+            # being sent with every batch; the option's name has changed with PyTorch 2.13.
+            known = inspect.signature(DistributedDataParallel).parameters
+            name = (
+                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             )
+            options: dict[str, Any] = {name: False}
+            self._network = DistributedDataParallel(model, process_group=process_group, **options)
 
     @property
     def epoch(self) -> int:

@@ -12,14 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mer_batch.errors import MerBatchError
+from mer_batch.errors import TrainingError
 from mer_batch.schema import TARGETS
 
 Float64 = npt.NDArray[np.float64]
-
-
-class TrainingError(MerBatchError):
-    """Training cannot go on; the message names the epoch and what to change."""
 
 
 @dataclass(frozen=True)

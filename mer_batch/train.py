@@ -57,7 +57,7 @@ class TrainingJob:
     storage: Storage
 
     def content_id(self) -> str:
-        """Changes with anything that the trained network depends on but the number of workers."""
+        """Changes with all that this network depends on, but for the number of workers."""
         digest = hashlib.sha256()
         for labels in (self.labels, self.validation_labels):
             pairs = sorted((name, *map(float, values)) for name, values in labels.items())
@@ -69,7 +69,7 @@ class TrainingJob:
                 "labels": digest.hexdigest(),
                 "model": self.model,
                 "parameters": self.parameters,
-                "settings": self.settings.model_dump(),
+                "settings": self.settings.model_dump(exclude={"n_members"}),
                 "seed": self.seed,
             }
         )

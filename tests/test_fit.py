@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mer_batch import metrics
+from mer_batch.errors import TrainingError
 from mer_batch.fit import EpochRecord, FitSettings, State, fit
 from mer_batch.models import build_model
-from mer_batch.network import Batch, TrainingError, predict, standardise
+from mer_batch.network import Batch, predict, standardise
 
 CPU = torch.device("cpu")
 SMALL = {"n_mels": 8, "channels": [4, 8], "n_hidden": 8}

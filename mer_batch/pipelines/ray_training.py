@@ -22,7 +22,7 @@ from torch import Tensor
 
 # Set before Ray Train is imported: the controller takes one report of each worker per interval,
 # and its default of 2 s would be the least that an epoch takes.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray
 import ray.data
@@ -31,10 +31,9 @@ import ray.train.torch
 
 from mer_batch.batches import Labels, Reader, Span, find_spans, read_spans
 from mer_batch.config import StorageConfig, TrainingConfig, WorkersConfig
-from mer_batch.errors import ConfigError, MerBatchError
+from mer_batch.errors import ConfigError, MerBatchError, TrainingError
 from mer_batch.feature_sets import FeatureSet
 from mer_batch.fit import EpochRecord, State, records
-from mer_batch.network import TrainingError
 from mer_batch.pipelines.cluster import cluster_cpus
 from mer_batch.schema import TARGETS
 from mer_batch.storage import Storage, parse_uri
@@ -46,7 +45,7 @@ _TRAINED_NAME = "trained.pt"
 _ROWS_A_TASK = 256
 # Reading is waiting and unpacking. It must find room on a machine that trains on every core.
 _CPUS_A_READER = 0.25
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,25 @@ def _check(settings: TrainingConfig, workers: WorkersConfig, feature_set: Featur
             f"training.batch_size={settings.batch_size} must be a multiple of "
             f"workers.n_workers={workers.n_workers}, so that every worker gets the same share"
         )
+    n_gpus = _n_gpus(workers) if workers.use_gpu else 0
+    if workers.use_gpu and n_gpus < max(1, workers.n_workers):
+        raise ConfigError(
+            f"workers.use_gpu=True must find a GPU for each of n_workers={workers.n_workers}, "
+            f"but there are {n_gpus}; set workers.use_gpu=false, or fewer workers"
+        )
     if settings.precision == "mixed" and not workers.use_gpu:
         raise ConfigError(
             "training.precision='mixed' must have a GPU; set workers.use_gpu=true, or "
             "training.precision=float32"
         )
+
+
+def _n_gpus(workers: WorkersConfig) -> int:
+    """GPUs of this machine, or of the cluster."""
+    if workers.n_workers == 0:
+        return torch.cuda.device_count()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("GPU", 0))
 
 
 class _Progress:
@@ -172,6 +185,7 @@ class _Progress:
         self._n_epochs = n_epochs
         self._say = say
         self._next = 0
+        self._has_begun = False
         self.resumed_at: int | None = None
 
     def __enter__(self) -> _Progress:
@@ -182,10 +196,11 @@ class _Progress:
         self._writer.close()
 
     def begin(self, epoch: int) -> None:
-        """The first epoch to come."""
-        if epoch > 0 and self._next == 0:
+        """The first epoch to come; told again by workers that take over from those that died."""
+        if epoch > 0 and not self._has_begun:
             self._next = self.resumed_at = epoch
             self._say(f"going on from epoch {epoch}")
+        self._has_begun = True
 
     def add(self, record: EpochRecord) -> None:
         """Tell of an epoch that is done."""

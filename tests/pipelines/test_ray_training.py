@@ -19,9 +19,9 @@ from tensorboardX.proto import event_pb2
 
 from mer_batch.batches import ShardBatches
 from mer_batch.config import AugmentConfig, TrainingConfig, WorkersConfig
-from mer_batch.errors import ConfigError, DatasetError
+from mer_batch.errors import ConfigError, DatasetError, TrainingError
 from mer_batch.models import build_model
-from mer_batch.network import TrainingError, predict
+from mer_batch.network import predict
 from mer_batch.pipelines.ray_training import TrainedNetwork, train_network
 from tests.feature_parts import LONG, SMALL, write_parts
 
@@ -160,7 +160,7 @@ def _first_weights(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def test_two_workers_learn_the_rule_with_batch_normalisation(local_ray: None, train: Train) -> None:
-    trained = train(2, settings=RULE.model_copy(update={"batch_size": 32, "epochs": 12}))
+    trained = train(2, settings=TrainingConfig(epochs=6, batch_size=24, learning_rate=0.01))
     assert min(trained.history[trained.best_epoch].validation_r2 or [0]) > 0.6
 
 
@@ -174,7 +174,7 @@ def test_a_killed_worker_costs_no_more_than_its_epoch(local_ray: None, train: Tr
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)
 
-    settings = RULE.model_copy(update={"epochs": 40})
+    settings = RULE.model_copy(update={"epochs": 15})
     crashed = train(1, settings=settings, say=kill)
     assert killed
     undisturbed = train(0, settings=settings)
@@ -207,7 +207,7 @@ cluster._connect(RayConfig(num_cpus=1))  # one CPU must do for a worker and its 
 trained = train_network(
     parts=parts, feature_set=SMALL, labels=labels, validation_labels=labels,
     model_name="log_mel_cnn", model_parameters={model!r},
-    settings=TrainingConfig(epochs=30, batch_size=16), workers=WorkersConfig(n_workers=1),
+    settings=TrainingConfig(epochs=15, batch_size=16), workers=WorkersConfig(n_workers=1),
     seed=0, storage_folder=folder / "training", say=lambda line: print(line, flush=True),
 )
 print(json.dumps([trained.resumed_from_epoch, [r.train_loss for r in trained.history]]))
@@ -235,13 +235,13 @@ def test_a_killed_driver_is_taken_up_again(tmp_path: Path) -> None:
     second = start()
     output, _ = second.communicate(timeout=240)
     resumed_at, history = json.loads(output.splitlines()[-1])
-    assert 3 <= resumed_at < 30
+    assert 3 <= resumed_at < 15
     assert f"going on from epoch {resumed_at}" in output
     parts, labels = write_parts(tmp_path / "features", 64)
     undisturbed = train_network(
         parts=parts, feature_set=SMALL, labels=labels, validation_labels=labels,
         model_name="log_mel_cnn", model_parameters=CNN,
-        settings=TrainingConfig(epochs=30, batch_size=16), workers=WorkersConfig(n_workers=0),
+        settings=TrainingConfig(epochs=15, batch_size=16), workers=WorkersConfig(n_workers=0),
         seed=0, storage_folder=tmp_path / "undisturbed", say=lambda line: None,
     )  # fmt: skip
     np.testing.assert_allclose(history, losses(undisturbed), rtol=1e-3)
@@ -285,6 +285,9 @@ def test_a_worker_that_cannot_learn_says_why_and_is_not_tried_again(
 def test_configurations_that_cannot_work_are_refused(train: Train) -> None:
     with pytest.raises(ConfigError, match=r"batch_size=16 must be a multiple.*n_workers=3"):
         train(3)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"use_gpu=True.*there are 0"):
+            train(0, workers=WorkersConfig(n_workers=0, use_gpu=True))
     with pytest.raises(ConfigError, match="precision='mixed' must have a GPU"):
         train(0, settings=RULE.model_copy(update={"precision": "mixed"}))
     with pytest.raises(ConfigError, match=r"crop_seconds=0\.1.*must be 0 for feature set 'long'"):
