@@ -27,6 +27,7 @@ from mer_batch.storage import Storage, parse_uri
 
 Labels = Mapping[str, tuple[float, float]]
 
+_IDS = ["track_id", "audio_version", "features_id"]
 _COLUMNS = ["track_id", "segment", "n_frames", "mel"]
 _ROWS_AT_A_TIME = 64
 #: Rows that are shuffled among each other, beside the order of the row groups: 50 to 100 MB.
@@ -56,7 +57,12 @@ Reader = Callable[[Sequence[Span]], Iterable[pa.Table]]
 
 
 def find_spans(
-    parts: Sequence[str], labels: Labels, features_id: str, storage: Storage
+    parts: Sequence[str],
+    labels: Labels,
+    features_id: str,
+    storage: Storage,
+    *,
+    versions: Mapping[str, str] | None = None,
 ) -> list[Span]:
     """Where the segments of labelled tracks lie. Reads ids only, no features.
 
@@ -68,6 +74,9 @@ def find_spans(
     features_id : str
         Rows of other feature sets are passed over.
     storage : Storage
+    versions : mapping of str to str, optional
+        Version of each track's audio that counts: rows of audio that has changed since are passed
+        over. All rows count by default.
 
     Raises
     ------
@@ -79,11 +88,15 @@ def find_spans(
     for uri in sorted(parts):
         with _opened(uri, storage) as part:
             for group in range(part.num_row_groups):
-                ids = part.read_row_group(group, columns=["track_id", "features_id"])
+                ids = part.read_row_group(group, columns=_IDS)
                 same = pc.equal(ids["features_id"], features_id).to_pylist()
                 names = [str(name) for name in ids["track_id"].to_pylist()]
-                pairs = zip(names, same, strict=True)
-                rows = [row for row, (name, ours) in enumerate(pairs) if ours and name in labels]
+                found = zip(names, same, ids["audio_version"].to_pylist(), strict=True)
+                rows = [
+                    row
+                    for row, (name, ours, version) in enumerate(found)
+                    if ours and name in labels and (versions is None or versions[name] == version)
+                ]
                 if rows:
                     spans.append(Span(uri, group, np.array(rows, np.int32)))
                     missing.difference_update(names[row] for row in rows)
@@ -138,6 +151,8 @@ class ShardBatches:
         in each epoch. Else the shares hold all clips between them.
     storage : Storage, optional
         How to reach the parts; local files and the environment's S3 by default.
+    versions : mapping of str to str, optional
+        See :func:`find_spans`.
     spans : list of Span, optional
         What :func:`find_spans` found, where it was called already.
     read : callable, optional
@@ -162,6 +177,7 @@ class ShardBatches:
         shuffle: bool = True,
         even: bool = True,
         storage: Storage | None = None,
+        versions: Mapping[str, str] | None = None,
         spans: Sequence[Span] | None = None,
         read: Reader | None = None,
     ) -> None:
@@ -175,7 +191,7 @@ class ShardBatches:
         self._shuffle = shuffle
         self._even = even
         if spans is None:
-            spans = find_spans(parts, labels, feature_set.features_id, reached)
+            spans = find_spans(parts, labels, feature_set.features_id, reached, versions=versions)
         self._spans = spans
         self._read = read or (lambda chosen: read_spans(chosen, reached))
 

@@ -345,6 +345,9 @@ class RecipeConfig(_Section):
     fit : dict
         Arguments of the closed-form fit, for models that have one.
     features : FeaturesConfig
+    clip : bool
+        Measure scores cut off at the ends of the scale, as ``tag`` writes them; false: a network's
+        own output, as papers do.
     training : TrainingConfig
     """
 
@@ -352,6 +355,7 @@ class RecipeConfig(_Section):
     parameters: dict[str, Any] = {}
     fit: dict[str, Any] = {}
     features: FeaturesConfig = FeaturesConfig()
+    clip: bool = True
     training: TrainingConfig = TrainingConfig()
 
 

@@ -114,7 +114,7 @@ def train(
     """
     settings = job.settings
 
-    def shards(labels: Labels, spans: Sequence[Span], **options: bool) -> ShardBatches:
+    def shards(labels: Labels, spans: Sequence[Span], **options: Any) -> ShardBatches:
         return ShardBatches(
             job.parts, job.feature_set, labels,
             batch_size=settings.batch_size // world_size, seed=job.seed, rank=rank,

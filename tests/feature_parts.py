@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from mer_batch.audio.mel import MelParameters
 from mer_batch.feature_sets import FeatureSet
 from mer_batch.feature_table import features_schema
+from mer_batch.schema import utc_now
 
 #: A quarter of a second of 16 bands: 16 frames.
 SMALL = FeatureSet(
@@ -35,7 +37,7 @@ def write_parts(
     n_parts: int = 3,
     n_segments: int = 1,
     feature_set: FeatureSet = SMALL,
-    dtype: pa.DataType | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
     row_group_size: int = 16,
     min_frames: int | None = None,
     seed: int = 0,
@@ -44,7 +46,7 @@ def write_parts(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     n_mels, length = feature_set.mel.n_mels, feature_set.segment_frames
-    schema = features_schema(feature_set, dtype or pa.float16())
+    schema = features_schema(pa.string(), feature_set, dtype)
     upper = np.where(np.arange(n_mels) >= n_mels // 2, 1, -1)
     labels: Labels = {}
     rows: dict[str, list[object]] = {name: [] for name in schema.names}
@@ -58,10 +60,11 @@ def write_parts(
             mel[:, n_frames:] = feature_set.floor_db
             for name, value in (
                 ("track_id", f"track-{track:05}"), ("audio_version", "1"),
+                ("audio_uri", f"{track:05}.mp3"), ("run_id", "planted"), ("start_seconds", 0.0),
+                ("duration_seconds", 1.0), ("extracted_at", utc_now()),
                 ("features_id", feature_set.features_id), ("segment", segment),
                 ("n_segments", n_segments), ("n_frames", n_frames),
-                ("mel", mel.astype(np.float16 if schema.field("mel").type.value_type
-                                   == pa.float16() else np.float32).ravel()),
+                ("mel", mel.astype(dtype).ravel()),
             ):  # fmt: skip
                 rows[name].append(value)
     mel_type = schema.field("mel").type

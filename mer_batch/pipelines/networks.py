@@ -50,7 +50,7 @@ class NetworkTrainer:
         self._last_line = 0.0
         self._stack = contextlib.ExitStack()
         self._is_connected = config.workers.n_workers == 0
-        self._parts: dict[tuple[str, int], list[str]] = {}
+        self._found: dict[tuple[str, int], tuple[list[str], dict[str, str]]] = {}
         self.sources: dict[str, list[FeatureSource]] = {}
 
     def __enter__(self) -> NetworkTrainer:
@@ -71,12 +71,13 @@ class NetworkTrainer:
     ) -> nn.Module:
         """See :class:`mer_batch.learners.Trainer`."""
         source = self._source(recipe, task)
+        parts, versions = self._looked_up(source, task)
         folder = self._folder()
         if not self._is_connected:
             self._stack.enter_context(connected(self._config.ray, meanwhile=lambda: None))
             self._is_connected = True
         trained = train_network(
-            parts=self._parts_of(recipe, task),
+            parts=parts,
             feature_set=source.feature_set,
             labels=labels,
             validation_labels=validation_labels,
@@ -88,6 +89,7 @@ class NetworkTrainer:
             storage_folder=folder,
             say=lambda line: self._say_now_and_then(f"{name}: {line}"),
             storage=source.storage,
+            versions=versions,
         )
         model = build_model(recipe.model, recipe.parameters)
         model.load_state_dict(trained.state)
@@ -98,14 +100,17 @@ class NetworkTrainer:
     ) -> Scores:
         """See :class:`mer_batch.learners.Trainer`."""
         source = self._source(recipe, task)
+        parts, versions = self._looked_up(source, task)
         batches = ShardBatches(
-            self._parts_of(recipe, task), source.feature_set, dict.fromkeys(track_ids, (0.0, 0.0)),
+            parts, source.feature_set, dict.fromkeys(track_ids, (0.0, 0.0)),
             batch_size=_BATCH_CLIPS, seed=0, shuffle=False, even=False, storage=source.storage,
+            versions=versions,
         )  # fmt: skip
         found = predict(model, batches(), torch.device("cpu"))
         place = {track_id: position for position, track_id in enumerate(found.track_ids)}
         order = [place[track_id] for track_id in track_ids]
-        return Scores(np.clip(found.mean[order], -1, 1), found.std[order])
+        mean = found.mean[order]
+        return Scores(np.clip(mean, -1, 1) if recipe.clip else mean, found.std[order])
 
     def _say_now_and_then(self, line: str) -> None:
         if time.monotonic() - self._last_line >= _LINE_SECONDS:
@@ -115,12 +120,12 @@ class NetworkTrainer:
     def _source(self, recipe: RecipeConfig, task: int) -> FeatureSource:
         return self.sources[recipe.features.feature_set().features_id][task]
 
-    def _parts_of(self, recipe: RecipeConfig, task: int) -> list[str]:
-        source = self._source(recipe, task)
+    def _looked_up(self, source: FeatureSource, task: int) -> tuple[list[str], dict[str, str]]:
+        """Parts and versions, read from the table once."""
         key = (source.feature_set.features_id, task)
-        if key not in self._parts:
-            self._parts[key] = source.parts()
-        return self._parts[key]
+        if key not in self._found:
+            self._found[key] = (source.parts(), source.versions())
+        return self._found[key]
 
     def _folder(self) -> Path:
         given = self._config.workers.folder

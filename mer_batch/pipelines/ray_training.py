@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import asdict, dataclass
@@ -86,6 +86,7 @@ def train_network(
     storage_folder: Path,
     say: Callable[[str], None],
     storage: Storage | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> TrainedNetwork:
     """Train one network; an ensemble's members are so many calls with other seeds.
 
@@ -113,6 +114,8 @@ def train_network(
         Called with a line for each epoch.
     storage : Storage, optional
         How to reach the parts.
+    versions : mapping of str to str, optional
+        Version of each track's audio that counts; all rows do by default.
 
     Raises
     ------
@@ -125,7 +128,9 @@ def train_network(
     storage = storage or Storage(StorageConfig())
     uris = [parse_uri(uri).uri for uri in parts]
     spans, validation_spans = (
-        find_spans(uris, chosen, feature_set.features_id, storage) if chosen else []
+        find_spans(uris, chosen, feature_set.features_id, storage, versions=versions)
+        if chosen
+        else []
         for chosen in (labels, validation_labels)
     )
     job = TrainingJob(
