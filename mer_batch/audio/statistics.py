@@ -30,6 +30,7 @@ _MAX_STEP_DB = 30.0
 _FULL_DB = 40.0  # bands further below the loud frames add nothing to how full it sounds
 _LOUDNESS_EXPONENT = 0.4  # perceived loudness is about a power of intensity
 _RATE_DB = (1.0, 2.0, 4.0, 8.0)
+_RAMP_DB = 0.5
 _N_CEPSTRA = 25
 _LOWEST_PITCH_HZ = 700.0  # below it mel bands are wider than a semitone
 _OCTAVES = 3
@@ -179,11 +180,13 @@ class Statistics(nn.Module):
         """How often something begins: per second, peaks of the rise above 1, 2, 4 and 8 dB.
 
         And frames above them, of all bands together and of four ranges. Busy music is aroused.
+        What is within a quarter of a decibel of a level counts in part: rounding the spectrogram
+        must not decide what is counted.
         """
         inner = rises[..., 1:-1]
         is_peak = (inner > rises[..., :-2]) & (inner >= rises[..., 2:])
         per_second = [
-            _mean((values > level).to(rises.dtype), steps) / self._frame_seconds
+            _mean(((values - level) / _RAMP_DB + 0.5).clamp(0, 1), steps) / self._frame_seconds
             for values, steps in (
                 (inner * is_peak, sound.steps[..., 1:-1]),
                 (rises, sound.steps),
