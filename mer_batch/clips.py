@@ -65,8 +65,6 @@ class Clips:
         Unique within a data set.
     labels : float64, shape (n_clips, 2)
         Valence and arousal on [-1, 1].
-    noise : float64, shape (n_clips, 2)
-        Deviation between raters; NaN where unknown.
     tasks : int64, shape (n_clips,)
         Position of the clip's data set.
     groups : str, shape (n_clips,)
@@ -78,7 +76,6 @@ class Clips:
     datasets: list[Dataset]
     track_ids: Strings
     labels: Float64
-    noise: Float64
     tasks: Int64
     groups: Strings
     splits: Strings
@@ -106,30 +103,37 @@ def gather(datasets: Sequence[Dataset], usable: Sequence[Iterable[str]]) -> Clip
     for task, (dataset, ids) in enumerate(zip(datasets, usable, strict=True)):
         there = set(ids)
         ours = [clip for clip in dataset.clips if clip.track_id in there]
-        if not ours:
+        if len(ours) < 2:
             raise DatasetError(
-                f"data set {dataset.name!r} must hold a clip that has features; none of its "
-                f"{len(dataset.clips)} has"
+                f"data set {dataset.name!r} must hold two clips that have features at least; "
+                f"{len(ours)} of its {len(dataset.clips)} have"
             )
         for target in TARGETS:
             values = {getattr(clip, target) for clip in ours}
-            if len(values) == 1 and len(ours) > 1:
+            if len(values) == 1:
                 raise DatasetError(
                     f"data set {dataset.name!r}: {target} is {values.pop():g} in all {len(ours)} "
                     "usable clips; there is nothing to learn from a constant: check the column"
                 )
         kept += [(task, clip) for clip in ours]
     clips = [clip for _, clip in kept]
-    spread = [[getattr(clip, f"{target}_std") for target in TARGETS] for clip in clips]
     return Clips(
         datasets=list(datasets),
         track_ids=np.array([clip.track_id for clip in clips]),
         labels=np.array([[getattr(clip, target) for target in TARGETS] for clip in clips]),
-        noise=np.array(spread, np.float64),
         tasks=np.array([task for task, _ in kept]),
-        groups=np.array([f"{datasets[task].name}: {clip.group}" for task, clip in kept]),
+        groups=np.array([_group_key(datasets[task], clip.group) for task, clip in kept]),
         splits=np.array([clip.split or "" for clip in clips]),
     )
+
+
+def _group_key(dataset: Dataset, group: str) -> str:
+    """An artist that two data sets hold, or one spells in two ways, is one group."""
+    is_own = group.startswith("track ") or dataset.grouped_by not in ("artist", "album")
+    plain = "".join(filter(str.isalnum, group.casefold()))
+    if is_own or not plain:
+        return f"{dataset.name}: {group}"
+    return f"{dataset.grouped_by}: {plain}"
 
 
 def check_extracted(dataset: Dataset, source: FeatureSource, uri: str) -> list[str]:
@@ -144,10 +148,12 @@ def check_extracted(dataset: Dataset, source: FeatureSource, uri: str) -> list[s
     missing = [clip.track_id for clip in dataset.clips if clip.track_id not in there]
     if missing:
         first = ", ".join(map(repr, missing[:_N_NAMED]))
+        example = next(iter(there), "")
         raise DatasetError(
             f"data set {dataset.name!r}: {len(missing)} of {len(dataset.clips)} clips have no "
             f"features under features_id={source.feature_set.features_id!r} in {uri!r}, the first "
-            f"are {first}; leave data.{dataset.name}.features out and they are extracted"
+            f"are {first}, while ids there look like {example!r}; leave "
+            f"data.{dataset.name}.features out and they are extracted"
         )
     return [clip.track_id for clip in dataset.clips]
 

@@ -29,6 +29,9 @@ from mer_batch.feature_sets import FeatureSet, feature_set
 from mer_batch.limits import ChildLimits
 from mer_batch.registry import unknown_name
 
+# What training and evaluation write below output.uri themselves.
+_OWN_FOLDERS = frozenset({"checkpoint", "evaluation", "runs", "training"})
+
 # PyYAML lets some of Python's own errors out, for values such as 2026-13-45.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, KeyError)
 
@@ -49,6 +52,15 @@ def _column_name_part(prefix: str) -> str:
     return prefix
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]*", name) or name in _OWN_FOLDERS:
+        raise ValueError(
+            "must begin with a letter or digit, hold letters, digits, spaces, and _ . - only, and "
+            f"be none of {', '.join(sorted(_OWN_FOLDERS))}: it names a folder below output.uri"
+        )
+    return name
+
+
 def _http_url(url: str | None) -> str | None:
     if url is None:
         return None
@@ -67,6 +79,7 @@ def _no_number(value: Any) -> Any:
     return value
 
 
+DatasetName = Annotated[str, AfterValidator(_folder_name)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -370,6 +383,8 @@ class SplitConfig(_Section):
     n_folds, n_repeats : int
         Of the cross-validation: how many parts, and how many times it is drawn anew. A random
         split has one part of `test_share` instead of folds.
+    spanning : {"refuse", "drop"}
+        What becomes of training clips whose album or artist the official test split holds too.
     validation_share, test_share : float
         Share of the training clips kept for early stopping; share of all clips in a random
         split's test part.
@@ -379,6 +394,7 @@ class SplitConfig(_Section):
     kind: Literal["grouped", "random", "official"] = "grouped"
     n_folds: int = Field(5, ge=2)
     n_repeats: int = Field(3, ge=1)
+    spanning: Literal["refuse", "drop"] = "refuse"
     validation_share: float = Field(0.2, gt=0, lt=1)
     test_share: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0)
@@ -425,7 +441,7 @@ class LearnConfig(_Section):
         Paragraphs of the evaluation's page.
     """
 
-    data: dict[str, LabelledDataConfig] = Field(min_length=1)
+    data: dict[DatasetName, LabelledDataConfig] = Field(min_length=1)
     output: OutputConfig
     recipes: dict[str, RecipeConfig] = Field(min_length=1)
     recipe: NonEmpty | None = None

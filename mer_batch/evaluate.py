@@ -71,7 +71,7 @@ def cross_validate(
         One for each drawing of the folds.
     """
     parts: dict[int, list[tuple[Int64, Int64, Scores]]] = {}
-    for fold in folds(clips.groups, clips.labels, clips.splits, split):
+    for fold in folds(clips.groups, clips.labels, clips.splits, clips.tasks, split):
         test = fold.test if everywhere else fold.test[clips.tasks[fold.test] == target]
         if len(test) == 0:
             continue
@@ -113,7 +113,21 @@ def leave_one_out(learner: Learner, clips: Clips, *, seed: int) -> dict[int, Rep
     return found
 
 
-def measure(clips: Clips, repeats: Sequence[Repeat], *, protocol: str, seed: int) -> dict[str, Any]:
+def unseen_protocol(learner: Learner, clips: Clips, left_out: int) -> str:
+    """What a model of :func:`leave_one_out` has seen, in words."""
+    seen = [dataset.name for task, dataset in enumerate(clips.datasets) if task != left_out]
+    learned = ", ".join(seen) if learner.uses_related else seen[0]
+    return f"unseen: trained on {learned} alone, on the scale of {seen[0]}"
+
+
+def measure(
+    clips: Clips,
+    repeats: Sequence[Repeat],
+    *,
+    protocol: str,
+    seed: int,
+    intervals: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Metrics of a learner on one data set, as a card keeps them.
 
     Parameters
@@ -125,6 +139,9 @@ def measure(clips: Clips, repeats: Sequence[Repeat], *, protocol: str, seed: int
         How it was measured, in words.
     seed : int
         Of the bootstrap.
+    intervals : dict, optional
+        Of :func:`calibrate`, on another data set: their coverage is measured, as they would be
+        written. By default intervals are calibrated on the other folds.
 
     Returns
     -------
@@ -132,26 +149,31 @@ def measure(clips: Clips, repeats: Sequence[Repeat], *, protocol: str, seed: int
         For each target its R^2 under the target's name, and with a suffix: ``_std`` the deviation
         over repeats, ``_interval`` the 95 % interval, ``_rmse``, ``_correlation`` Pearson's,
         ``_ccc``, ``_spread`` the deviation of the scores as a share of the labels', ``_coverage``
-        of 90 % intervals calibrated on other folds. Then ``n_clips, n_groups, protocol``.
+        of 90 % intervals. Then ``n_clips, n_groups, protocol``.
     """
     truths = [clips.labels[repeat.rows] for repeat in repeats]
     scores = [repeat.scores.mean for repeat in repeats]
     pairs = list(zip(truths, scores, strict=True))
     r2 = np.stack([metrics.r2(y, p) for y, p in pairs])
-    intervals = [
+    bounds = [
         metrics.bootstrap_interval(metrics.r2, y, p, clips.groups[repeat.rows], seed=seed)
         for (y, p), repeat in zip(pairs, repeats, strict=True)
     ]
-    low, high = np.mean(intervals, axis=0)
-    coverage = [
-        measured_coverage(y - p, repeat.fold_of)
-        for (y, p), repeat in zip(pairs, repeats, strict=True)
-    ]
+    low, high = np.mean(bounds, axis=0)
+    if intervals is None:
+        coverage = [
+            measured_coverage(y - p, repeat.fold_of)
+            for (y, p), repeat in zip(pairs, repeats, strict=True)
+        ]
+    else:
+        reach = np.array([intervals["half_width"][target] or np.nan for target in TARGETS])
+        covered = [np.where(np.isnan(reach), np.nan, np.abs(y - p) <= reach) for y, p in pairs]
+        coverage = [each.mean(axis=0) for each in covered]
     means = {
         "rmse": _mean([metrics.rmse(y, p) for y, p in pairs]),
         "correlation": _mean([metrics.pearson(y, p) for y, p in pairs]),
         "ccc": _mean([metrics.ccc(y, p) for y, p in pairs]),
-        "spread": _mean([p.std(axis=0) / y.std(axis=0) for y, p in pairs]),
+        "spread": _mean([_share(p.std(axis=0), y.std(axis=0)) for y, p in pairs]),
         "coverage": _mean(coverage),
     }
     entry: dict[str, Any] = {}
@@ -191,8 +213,13 @@ def calibrate(clips: Clips, repeats: Sequence[Repeat], *, dataset: str) -> dict[
     }
 
 
-def describe_protocol(split: SplitConfig, grouped_by: str) -> str:
-    """How clips were divided, in words."""
+def describe_protocol(split: SplitConfig, grouped_by: str, *, clip: bool = True) -> str:
+    """How clips were divided, in words; `clip` as in the recipe."""
+    how = _describe_split(split, grouped_by)
+    return how if clip else f"{how}; the network's own output, not cut off at the ends of the scale"
+
+
+def _describe_split(split: SplitConfig, grouped_by: str) -> str:
     if split.kind == "official":
         return f"the release's own test split; 95% interval over {grouped_by}s"
     repeats = f"mean and standard deviation of {split.n_repeats} repeats"
@@ -209,11 +236,20 @@ def describe_protocol(split: SplitConfig, grouped_by: str) -> str:
 
 def describe_r2(entry: dict[str, Any], target: str) -> str:
     """One R^2, for a person: value, deviation over repeats; below, interval and correlation."""
-    low, high = entry[f"{target}_interval"]
     deviation, r = entry[f"{target}_std"], entry[f"{target}_correlation"]
     repeats = "" if deviation is None else f" +- {deviation:.3f}"
     correlation = "" if r is None else f" r {r:.2f}"
-    return f"{entry[target]:.3f}{repeats}\n({low:.2f} to {high:.2f}){correlation}"
+    low, high = (number(end, 2) for end in entry[f"{target}_interval"])
+    return f"{number(entry[target], 3)}{repeats}\n({low} to {high}){correlation}"
+
+
+def number(value: float | None, n_digits: int) -> str:
+    """A figure for a person; ``-`` where it cannot be had."""
+    return "-" if value is None else f"{value:.{n_digits}f}"
+
+
+def _share(part: Float64, whole: Float64) -> Float64:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
 def _mean(values: Sequence[Float64]) -> Float64:

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from mer_batch.clips import Clips
-from mer_batch.evaluate import Repeat
+from mer_batch.evaluate import Repeat, number
 from mer_batch.published import published_for
 from mer_batch.schema import TARGETS
 
@@ -76,9 +76,13 @@ class Evaluation:
                 continue
             for target in TARGETS:
                 rivals = [
-                    m for m in self.measured if m.kind == "baseline" and m.dataset == ours.dataset
+                    m
+                    for m in self.measured
+                    if m.kind == "baseline"
+                    and m.dataset == ours.dataset
+                    and m.entry[target] is not None
                 ]
-                if not rivals:
+                if not rivals or ours.entry[target] is None:
                     continue
                 best = max(rivals, key=lambda rival: float(rival.entry[target]))
                 does = "beats" if ours.entry[target] > best.entry[target] else "does not beat"
@@ -136,13 +140,13 @@ def predictions_table(evaluation: Evaluation) -> pa.Table:
     """One row per data set, learner, repeat and clip."""
     clips, tables = evaluation.clips, []
     for measured in evaluation.measured:
-        for number, repeat in enumerate(measured.repeats):
+        for drawing, repeat in enumerate(measured.repeats):
             n = len(repeat.rows)
             columns: dict[str, Any] = {
                 "dataset": [measured.dataset] * n,
                 "model": [measured.name] * n,
                 "kind": [measured.kind] * n,
-                "repeat": np.full(n, number),
+                "repeat": np.full(n, drawing),
                 "fold": repeat.fold_of,
                 "track_id": clips.track_ids[repeat.rows],
                 "group": clips.groups[repeat.rows],
@@ -158,12 +162,11 @@ def predictions_table(evaluation: Evaluation) -> pa.Table:
 def _beside(evaluation: Evaluation, dataset: str) -> list[tuple[str, tuple[float, float], str]]:
     """What else stands in the table: the ceiling, and what others have printed."""
     rows = []
+    loader = next(d.loader for d in evaluation.clips.datasets if d.name == dataset)
     ceiling = evaluation.ceilings.get(dataset)
     if ceiling is not None:
         rows.append(("ceiling: label noise", ceiling, "ceiling"))
-    rows += [
-        (row.system, (row.valence, row.arousal), "published") for row in published_for(dataset)
-    ]
+    rows += [(row.system, (row.valence, row.arousal), "published") for row in published_for(loader)]
     return rows
 
 
@@ -213,14 +216,12 @@ def _name(measured: Measured) -> str:
 
 
 def _cells(entry: dict[str, Any], target: str) -> list[str]:
-    low, high = entry[f"{target}_interval"]
     deviation, coverage = entry[f"{target}_std"], entry[f"{target}_coverage"]
-    numbers = [entry[f"{target}_{metric}"] for metric in ("correlation", "ccc", "rmse")]
     return [
         target,
-        f"{entry[target]:.3f}" + ("" if deviation is None else f" ±{deviation:.3f}"),
-        f"{low:.2f} to {high:.2f}",
-        *("-" if number is None else f"{number:.2f}" for number in numbers),
+        number(entry[target], 3) + ("" if deviation is None else f" ±{deviation:.3f}"),
+        " to ".join(number(end, 2) for end in entry[f"{target}_interval"]),
+        *(number(entry[f"{target}_{name}"], 2) for name in ("correlation", "ccc", "rmse")),
         "-" if coverage is None else f"{coverage:.1%}",
     ]
 
@@ -232,7 +233,8 @@ _LEGEND = (
     "were measured. r is Pearson's correlation, CCC Lin's concordance. Covers: share of clips "
     "within intervals of 90 % that were calibrated on the other folds. The mean predictor's R² is "
     "zero at best. Unseen: fitted to the other data sets alone, with ratings on another scale. "
-    "Published figures were measured on other data or splits."
+    "Baselines learn from the one data set alone. Published figures were measured on other data or "
+    "splits."
 )
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
@@ -302,12 +304,17 @@ def _figure(clips: Clips, measured: Measured, column: int) -> str:
         labels, scores, s=14, alpha=0.6, color="#2471a3", linewidths=0,
         rasterized=len(labels) > _MAX_VECTOR_POINTS,
     )  # fmt: skip
-    axes.set(xlim=(-1, 1), ylim=(-1, 1), xlabel=f"rated {target}", ylabel=f"predicted {target}")
-    axes.set_aspect("equal")
+    reach = max(1.0, float(np.abs(scores).max()))
+    axes.set(
+        xlim=(-1, 1), ylim=(-reach, reach), xlabel=f"rated {target}", ylabel=f"predicted {target}"
+    )
+    axes.set_aspect("equal" if reach == 1 else "auto")
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     picture = text.getvalue()
-    caption = f"{measured.name}, {target}: R² {measured.entry[target]:.3f}"
+    caption = f"{measured.name}, {target}: R² {number(measured.entry[target], 3)}"
+    if len(measured.repeats) > 1:
+        caption += f" over {len(measured.repeats)} repeats, the first of them shown"
     return (
         f"<figure>{picture[picture.index('<svg') :]}"
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"

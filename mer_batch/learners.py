@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,6 +57,11 @@ class Learner(Protocol):
         """Its name in tables."""
         ...
 
+    @property
+    def uses_related(self) -> bool:
+        """Whether it learns from other data sets than the target too."""
+        ...
+
     def fit(self, rows: Int64, *, target: int, seed: int) -> Fitted:
         """Learn from `rows`, to give the ratings of data set `target`."""
         ...
@@ -80,6 +86,11 @@ class BaselineLearner:
     name: str
     clips: Clips
     statistics: list[Tensor]
+
+    @property
+    def uses_related(self) -> bool:
+        """See :class:`Learner`."""
+        return False
 
     def fit(self, rows: Int64, *, target: int, seed: int) -> FittedBaseline:
         """See :class:`Learner`."""
@@ -126,6 +137,41 @@ def has_closed_form(model: str) -> bool:
     return hasattr(model_class(model), "fit")
 
 
+def check_recipe(recipe: RecipeConfig, feature_set: FeatureSet) -> None:
+    """Refuse settings that the recipe's kind of model has no use for.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not has_closed_form(recipe.model):
+        if recipe.fit:
+            raise ConfigError(
+                f"fit={recipe.fit!r} must be empty: {recipe.model!r} has no closed form; see "
+                "training"
+            )
+        return
+    if recipe.training != RecipeConfig.model_fields["training"].default:
+        raise ConfigError(
+            f"training must be left out: {recipe.model!r} has a closed form and is not trained"
+        )
+    if feature_set.unit != "dB":
+        raise ConfigError(
+            f"features.name={feature_set.name!r} must be in decibels for {recipe.model!r}, and is "
+            f"in {feature_set.unit}; use log_mel"
+        )
+    kind: Any = model_class(recipe.model)
+    taken = inspect.signature(kind.fit).parameters
+    given = {"self", "statistics", "labels", "tasks", "groups", "seed"}
+    names = [name for name in taken if name not in given]
+    unknown = [name for name in recipe.fit if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"fit={recipe.fit!r} must hold only what {recipe.model!r} is fitted with: "
+            f"{', '.join(names) or 'nothing'}"
+        )
+
+
 def closed_form_parameters(recipe: RecipeConfig, feature_set: FeatureSet) -> dict[str, Any]:
     """Constructor arguments of a model with a closed form, as its card keeps them."""
     names = ("n_mels", "sample_rate", "hop_length", "fmin", "fmax")
@@ -152,6 +198,11 @@ class ClosedFormLearner:
     clips: Clips
     statistics: list[Tensor]
 
+    @property
+    def uses_related(self) -> bool:
+        """See :class:`Learner`."""
+        return True
+
     def fit(self, rows: Int64, *, target: int, seed: int) -> FittedClosedForm:
         """See :class:`Learner`."""
         model: Any = build_model(self.recipe.model, self.parameters)
@@ -159,16 +210,10 @@ class ClosedFormLearner:
         tasks = np.where(self.clips.tasks[rows] == target, -1, self.clips.tasks[rows])
         _, tasks = np.unique(tasks, return_inverse=True)
         statistics = torch.stack([self.statistics[row].mean(dim=0) for row in rows])
-        try:
-            model.fit(
-                statistics, self.clips.labels[rows], tasks=tasks, groups=self.clips.groups[rows],
-                seed=seed, **self.recipe.fit,
-            )  # fmt: skip
-        except TypeError as error:
-            raise ConfigError(
-                f"recipe {self.name!r}: model {self.recipe.model!r} refuses "
-                f"fit={self.recipe.fit!r}: {error}"
-            ) from error
+        model.fit(
+            statistics, self.clips.labels[rows], tasks=tasks, groups=self.clips.groups[rows],
+            seed=seed, **self.recipe.fit,
+        )  # fmt: skip
         return FittedClosedForm(model.eval(), self.statistics)
 
 
@@ -240,6 +285,11 @@ class NetworkLearner:
     clips: Clips
     split: SplitConfig
     trainer: Trainer
+
+    @property
+    def uses_related(self) -> bool:
+        """See :class:`Learner`."""
+        return False
 
     def fit(self, rows: Int64, *, target: int, seed: int) -> FittedNetwork:
         """See :class:`Learner`; every member keeps other clips to stop by."""

@@ -11,7 +11,15 @@ from torch import nn
 
 from mer_batch.clips import Clips
 from mer_batch.config import RecipeConfig, SplitConfig
-from mer_batch.evaluate import calibrate, cross_validate, describe_protocol, leave_one_out, measure
+from mer_batch.evaluate import (
+    calibrate,
+    cross_validate,
+    describe_protocol,
+    leave_one_out,
+    measure,
+    number,
+    unseen_protocol,
+)
 from mer_batch.learners import ClosedFormLearner, NetworkLearner, network_model
 from mer_batch.schema import TARGETS
 
@@ -66,22 +74,23 @@ def train(
     """
     say(f"{learner.name}: measuring on clips it has not seen")
     repeats = cross_validate(learner, clips, split, target=TARGET, everywhere=True)
+    own = [repeat.only(clips.tasks[repeat.rows] == TARGET) for repeat in repeats]
+    intervals = calibrate(clips, own, dataset=clips.datasets[TARGET].name)
     measured = {}
     for task, dataset in enumerate(clips.datasets):
         ours = [repeat.only(clips.tasks[repeat.rows] == task) for repeat in repeats]
         protocol = describe_protocol(split, dataset.grouped_by)
         if task != TARGET:
-            protocol += f"; scored as {clips.datasets[TARGET].name} is rated"
-        measured[dataset.name] = measure(clips, ours, protocol=protocol, seed=split.seed)
-    own = [repeat.only(clips.tasks[repeat.rows] == TARGET) for repeat in repeats]
+            protocol += f"; scored as {clips.datasets[TARGET].name} is rated, with its intervals"
+        measured[dataset.name] = measure(
+            clips, ours, protocol=protocol, seed=split.seed,
+            intervals=None if task == TARGET else intervals,
+        )  # fmt: skip
     for task, repeat in leave_one_out(learner, clips, seed=split.seed).items():
-        name = clips.datasets[task].name
-        seen = [dataset.name for dataset in clips.datasets if dataset.name != name]
-        protocol = f"trained on {', '.join(seen)} alone, on the scale of {seen[0]}"
+        name, protocol = clips.datasets[task].name, unseen_protocol(learner, clips, task)
         measured[f"{name}, unseen"] = measure(clips, [repeat], protocol=protocol, seed=split.seed)
     say(f"{learner.name}: fitting to all {len(clips.labels)} clips")
     fitted = learner.fit(np.arange(len(clips.labels)), target=TARGET, seed=split.seed)
-    intervals = calibrate(clips, own, dataset=clips.datasets[TARGET].name)
     return Trained(fitted.model, measured, intervals)
 
 
@@ -92,20 +101,24 @@ def card_model(learner: ClosedFormLearner | NetworkLearner) -> tuple[str, dict[s
     return network_model(learner.recipe)
 
 
-def training_data(clips: Clips, rejects: list[RejectedClip]) -> list[dict[str, Any]]:
-    """Where the clips are from, and on which terms."""
+def training_data(
+    learner: ClosedFormLearner | NetworkLearner, clips: Clips, rejects: list[RejectedClip]
+) -> list[dict[str, Any]]:
+    """Where the clips that were learned from are from, and on which terms."""
+    learned = clips.datasets if learner.uses_related else clips.datasets[:1]
     return [
         {
             "name": dataset.name,
             "music": dataset.music,
             "n_clips": len(clips.of(task)),
+            "n_groups": len(np.unique(clips.groups[clips.of(task)])),
             "n_rejected": sum(reject.dataset == dataset.name for reject in rejects),
             "labels": dataset.scale,
             "licence": dataset.licence,
             "citation": dataset.citation,
             "source": dataset.source,
         }
-        for task, dataset in enumerate(clips.datasets)
+        for task, dataset in enumerate(learned)
     ]
 
 
@@ -120,11 +133,12 @@ def card_notes(clips: Clips, trained: Trained, recipe: RecipeConfig) -> str:
     ]
     for dataset in related:
         entry = trained.r2[dataset.name]
-        v, a = (entry[f"{name}_correlation"] for name in TARGETS)
+        v, a = (number(entry[f"{name}_correlation"], 2) for name in TARGETS)
+        covered = " and ".join(_percent(entry[f"{name}_coverage"]) for name in TARGETS)
         notes.append(
             f"{dataset.name} ({dataset.music}) is rated on another scale: there scores rank "
-            f"clips (correlation {v:.2f} for valence, {a:.2f} for arousal), and spread "
-            f"{_spread(entry)} as far as the ratings."
+            f"clips (correlation {v} for valence, {a} for arousal), spread {_spread(entry)} as "
+            f"far as the ratings, and the intervals cover {covered} of them."
         )
     notes += [
         "The spread between members and segments is disagreement within the model, not an error "
@@ -137,4 +151,8 @@ def card_notes(clips: Clips, trained: Trained, recipe: RecipeConfig) -> str:
 
 
 def _spread(entry: dict[str, Any]) -> str:
-    return " and ".join(f"{entry[f'{target}_spread']:.0%} ({target})" for target in TARGETS)
+    return " and ".join(f"{_percent(entry[f'{target}_spread'])} ({target})" for target in TARGETS)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import mer_batch
 from mer_batch.audio.augment import Augmentation
 from mer_batch.batches import Labels, Reader, ShardBatches, Span, augmented
 from mer_batch.config import AugmentConfig, TrainingConfig
@@ -71,6 +72,7 @@ class TrainingJob:
                 "parameters": self.parameters,
                 "settings": self.settings.model_dump(exclude={"n_members"}),
                 "seed": self.seed,
+                "mer_batch": mer_batch.__version__,
             }
         )
 

@@ -30,7 +30,6 @@ def clips_of(n: int, *, n_sets: int = 1, seed: int = 0) -> Clips:
         datasets=[Named(f"set {task}") for task in range(n_sets)],  # type: ignore[misc]
         track_ids=np.array([f"t{i}" for i in range(n)]),
         labels=rng.uniform(-0.8, 0.8, size=(n, 2)),
-        noise=np.full((n, 2), np.nan),
         tasks=np.arange(n) % n_sets,
         groups=np.array([f"g{i // 4}" for i in range(n)]),
         splits=np.full(n, ""),
@@ -43,6 +42,7 @@ class Remembering:
 
     clips: Clips
     name: str = "remembering"
+    uses_related: bool = True
     shown: list[tuple[set[int], int]] = field(default_factory=list)
 
     def fit(self, rows: np.ndarray, *, target: int, seed: int) -> Remembering:
@@ -64,6 +64,7 @@ class Skilled:
     clips: Clips
     noise: float
     name: str = "skilled"
+    uses_related: bool = True
 
     def fit(self, rows: np.ndarray, *, target: int, seed: int) -> Skilled:
         return self

@@ -42,7 +42,6 @@ def evaluation() -> Evaluation:
         datasets=[dataset("soundtracks")],
         track_ids=np.array([f"t{i}" for i in range(N)]),
         labels=LABELS,
-        noise=np.full((N, 2), np.nan),
         tasks=np.zeros(N, np.int64),
         groups=np.array([f"g{i // 2}" for i in range(N)]),
         splits=np.full(N, ""),

@@ -105,6 +105,8 @@ class Dataset:
         What was put right, or is worth knowing.
     ceiling : tuple of float, optional
         The loader's constant ``CEILING``, for valence and arousal.
+    loader : str
+        The file in this package.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Dataset:
     scale: str = ""
     notes: list[str] = field(default_factory=list)
     ceiling: tuple[float, float] | None = None
+    loader: str = ""
 
     @property
     def n_raters(self) -> int | None:
@@ -170,6 +173,7 @@ def load_dataset(
         scale=labels.scale,
         notes=[*labels.notes, *_ungrouped(labels, about["grouped_by"])],
         ceiling=getattr(plugin, "CEILING", None),
+        loader=loader or name,
         **about | ({} if any(clip.group for clip in labels.clips) else {"grouped_by": "track"}),
     )
     notes = check_audio(dataset) if with_audio else []
@@ -248,18 +252,30 @@ def without_repeats(datasets: Sequence[Dataset]) -> tuple[list[Dataset], list[st
     holders: dict[str, str] = {}
     kept, notes = [], []
     for dataset in datasets:
-        repeats = [clip for clip in dataset.clips if clip.recording_id in holders]
+        held_by = {
+            clip.track_id: holders[key]
+            for clip in dataset.clips
+            for key in _recording_keys(clip)
+            if key in holders
+        }
+        repeats = [clip for clip in dataset.clips if clip.track_id in held_by]
         if repeats:
-            names = {holders[clip.recording_id] for clip in repeats if clip.recording_id}
+            names = set(held_by.values())
             notes.append(
                 f"{dataset.name}: {len(repeats):,} of {len(dataset.clips):,} clips are left out, "
                 f"as {', '.join(sorted(names))} holds them: {few(c.track_id for c in repeats)}"
             )
-        clips = [clip for clip in dataset.clips if clip.recording_id not in holders]
-        holders |= {clip.recording_id: dataset.name for clip in clips if clip.recording_id}
+        clips = [clip for clip in dataset.clips if clip.track_id not in held_by]
+        holders |= {key: dataset.name for clip in clips for key in _recording_keys(clip)}
         if clips:
             kept.append(replace(dataset, clips=clips))
     return kept, notes
+
+
+def _recording_keys(clip: LabelledClip) -> list[str]:
+    """What tells that two clips are one recording: its name, or its very file."""
+    named = [clip.recording_id] if clip.recording_id else []
+    return [*named, str(clip.audio_path.resolve())]
 
 
 def noise_ceiling(dataset: Dataset) -> tuple[float, float] | None:

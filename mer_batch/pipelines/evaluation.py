@@ -11,7 +11,13 @@ from rich.console import Console
 
 from mer_batch.config import LearnConfig
 from mer_batch.datasets import noise_ceiling
-from mer_batch.evaluate import cross_validate, describe_protocol, leave_one_out, measure
+from mer_batch.evaluate import (
+    cross_validate,
+    describe_protocol,
+    leave_one_out,
+    measure,
+    unseen_protocol,
+)
 from mer_batch.evaluation_page import (
     Evaluation,
     Measured,
@@ -54,6 +60,8 @@ def run(config: LearnConfig, console: Console) -> EvaluationSummary:
     storage, output = Storage(config.storage), parse_uri(config.output.uri)
     storage.check_writable(output)
     held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    for line in notes:
+        console.print(line)
     with StopSignals(), held as this_run, NetworkTrainer(config, console.print) as trainer:
         prepared = prepare(
             config, config.recipes, datasets, config.baselines,
@@ -81,18 +89,18 @@ def _measured(
         "baseline": prepared.baselines, "recipe": prepared.recipes,
     }  # fmt: skip
     for task, dataset in enumerate(clips.datasets):
-        protocol = describe_protocol(split, dataset.grouped_by)
         for kind, learners in kinds.items():
             for name, learner in learners.items():
                 say(f"{dataset.name}: measuring {name}")
                 repeats = cross_validate(learner, clips, split, target=task)
+                clip = config.recipes[name].clip if kind == "recipe" else True
+                protocol = describe_protocol(split, dataset.grouped_by, clip=clip)
                 entry = measure(clips, repeats, protocol=protocol, seed=split.seed)
                 yield Measured(dataset.name, name, kind, entry, repeats)
     for name, learner in prepared.recipes.items():
         for task, repeat in leave_one_out(learner, clips, seed=split.seed).items():
             left_out = clips.datasets[task].name
-            seen = [dataset.name for dataset in clips.datasets if dataset.name != left_out]
-            protocol = f"unseen: trained on {', '.join(seen)} alone, on the scale of {seen[0]}"
+            protocol = unseen_protocol(learner, clips, task)
             entry = measure(clips, [repeat], protocol=protocol, seed=split.seed)
             yield Measured(left_out, name, "unseen", entry, [repeat])
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -31,15 +32,17 @@ from mer_batch.learners import (
     Learner,
     NetworkLearner,
     baseline_reducer,
+    check_recipe,
     closed_form_parameters,
     has_closed_form,
 )
 from mer_batch.ledger import Ledger
 from mer_batch.models import build_model, model_names
 from mer_batch.pipelines import extraction
-from mer_batch.pipelines.networks import NetworkTrainer
+from mer_batch.pipelines.networks import NetworkTrainer, check_network
 from mer_batch.recipe import RejectedClip
 from mer_batch.registry import unknown_name
+from mer_batch.splits import Int64, Strings, check_groups
 from mer_batch.storage import Location, Storage, parse_uri
 
 Say = Callable[[str], None]
@@ -88,8 +91,11 @@ def check_names(config: LearnConfig) -> None:
             feature_set = recipe.features.feature_set()
             if recipe.model not in model_names():
                 raise ConfigError(unknown_name("model", recipe.model, model_names()))
+            check_recipe(recipe, feature_set)
             model = build_model(recipe.model, _parameters(recipe, feature_set))
             try_model(model, recipe.model, feature_set, origin=f"features={feature_set.name!r}")
+            if not has_closed_form(recipe.model):
+                check_network(config, recipe, model, feature_set)
         except RefusedError as error:
             faults.append(f"recipes.{name}: {error}")
     if faults:
@@ -105,8 +111,16 @@ def load_labels(config: LearnConfig) -> tuple[list[Dataset], list[str]]:
     """
     loaded = [load_configured(name, settings) for name, settings in config.data.items()]
     datasets, notes = without_repeats(loaded)
+    if config.split.kind == "grouped":
+        check_groups(*_groups_of(datasets), config.split.n_folds)
     said = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
     return datasets, said + notes
+
+
+def _groups_of(datasets: Sequence[Dataset]) -> tuple[Strings, Int64]:
+    pairs = [(clip.group, task) for task, dataset in enumerate(datasets) for clip in dataset.clips]
+    groups, tasks = zip(*pairs, strict=True)
+    return np.array(groups), np.array(tasks)
 
 
 def prepare(

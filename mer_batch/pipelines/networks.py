@@ -15,11 +15,12 @@ from mer_batch.batches import ShardBatches
 from mer_batch.clips import FeatureSource
 from mer_batch.config import LearnConfig, RecipeConfig
 from mer_batch.errors import ConfigError
+from mer_batch.feature_sets import FeatureSet
 from mer_batch.learners import Scores
 from mer_batch.models import build_model
 from mer_batch.network import predict
 from mer_batch.pipelines.cluster import connected
-from mer_batch.pipelines.ray_training import train_network
+from mer_batch.pipelines.ray_training import check_training, train_network
 from mer_batch.storage import parse_uri
 
 _BATCH_CLIPS = 32
@@ -72,7 +73,7 @@ class NetworkTrainer:
         """See :class:`mer_batch.learners.Trainer`."""
         source = self._source(recipe, task)
         parts, versions = self._looked_up(source, task)
-        folder = self._folder()
+        folder = training_folder(self._config)
         if not self._is_connected:
             self._stack.enter_context(connected(self._config.ray, meanwhile=lambda: None))
             self._is_connected = True
@@ -127,12 +128,40 @@ class NetworkTrainer:
             self._found[key] = (source.parts(), source.versions())
         return self._found[key]
 
-    def _folder(self) -> Path:
-        given = self._config.workers.folder
-        location = parse_uri(given or self._config.output.uri)
-        if location.is_s3:
-            raise ConfigError(
-                f"workers.folder={given!r} must be a folder that all workers reach; networks keep "
-                "their last epoch there, and an object store will not do: name a shared disk"
-            )
-        return Path(location.path) if given else Path(location.path) / "training"
+
+def check_network(
+    config: LearnConfig, recipe: RecipeConfig, model: nn.Module, feature_set: FeatureSet
+) -> None:
+    """Refuse settings that a network cannot be trained with, before any work.
+
+    Raises
+    ------
+    ConfigError
+    """
+    check_training(recipe.training, config.workers, feature_set)
+    training_folder(config)
+    has_standards = {"centre", "scale"} <= {name for name, _ in model.named_buffers()}
+    if recipe.training.standardise and not has_standards:
+        raise ConfigError(
+            f"training.standardise=True must be false for {recipe.model!r}, which has nowhere to "
+            "keep mean and deviation; set it so, or use log_mel_cnn"
+        )
+
+
+def training_folder(config: LearnConfig) -> Path:
+    """Where networks keep their last epoch.
+
+    Raises
+    ------
+    ConfigError
+        Where that would be on an object store.
+    """
+    given = config.workers.folder
+    location = parse_uri(given or config.output.uri)
+    if location.is_s3:
+        key = "workers.folder" if given else "output.uri"
+        raise ConfigError(
+            f"{key}={given or config.output.uri!r} must be a disk that all workers reach, where "
+            "networks keep their last epoch; name one as workers.folder"
+        )
+    return Path(location.path) if given else Path(location.path) / "training"

@@ -124,7 +124,7 @@ def train_network(
     TrainingError
         Where the loss is not finite, or workers died more often than `workers.max_failures`.
     """
-    _check(settings, workers, feature_set)
+    check_training(settings, workers, feature_set)
     storage = storage or Storage(StorageConfig())
     uris = [parse_uri(uri).uri for uri in parts]
     spans, validation_spans = (
@@ -154,7 +154,15 @@ def train_network(
     return TrainedNetwork(**vars(trained), resumed_from_epoch=progress.resumed_at, folder=folder)
 
 
-def _check(settings: TrainingConfig, workers: WorkersConfig, feature_set: FeatureSet) -> None:
+def check_training(
+    settings: TrainingConfig, workers: WorkersConfig, feature_set: FeatureSet
+) -> None:
+    """Refuse settings that do not go together.
+
+    Raises
+    ------
+    ConfigError
+    """
     augmentation(settings.augment, feature_set)
     if settings.batch_size % max(1, workers.n_workers):
         raise ConfigError(

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+import mer_batch
 from mer_batch.checkpoint import Card, save_checkpoint
 from mer_batch.config import LearnConfig
+from mer_batch.errors import ConfigError
 from mer_batch.pipelines.learning import Prepared, check_names, load_labels, prepare
 from mer_batch.pipelines.networks import NetworkTrainer
 from mer_batch.recipe import RejectedClip, Trained, card_model, card_notes, train, training_data
@@ -52,14 +54,19 @@ def run(config: LearnConfig, console: Console) -> TrainSummary:
     storage, output = Storage(config.storage), parse_uri(config.output.uri)
     storage.check_writable(output)
     name = config.recipe or next(iter(config.recipes))
+    if not config.recipes[name].clip:
+        raise ConfigError(
+            f"recipes.{name}.clip=False must be left out: tag writes scores that are cut off, "
+            "and a card must measure those"
+        )
     held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    for line in notes:
+        console.print(line)
     with StopSignals(), held as this_run, NetworkTrainer(config, console.print) as trainer:
         prepared = prepare(
             config, {name: config.recipes[name]}, datasets, [],
             storage=storage, trainer=trainer, console=console,
         )  # fmt: skip
-        for line in notes + prepared.notes:
-            console.print(line)
         learner = prepared.recipes[name]
         trained = train(learner, prepared.clips, config.split, console.print)
         this_run.lease.check()
@@ -86,12 +93,13 @@ def _save(
         features=prepared.feature_sets[name],
         model=model,
         parameters=parameters,
-        training_data=training_data(prepared.clips, prepared.rejects),
+        training_data=training_data(prepared.recipes[name], prepared.clips, prepared.rejects),
         r2=trained.r2,
         intervals=trained.intervals,
         recipe={
             **recipe.model_dump(mode="json"),
             "split": config.split.model_dump(mode="json"),
+            "mer_batch": mer_batch.__version__,
         },
         notes=card_notes(prepared.clips, trained, recipe),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,11 @@ def test_an_empty_release_is_refused(tmp_path: Path) -> None:
 
 def clip(track_id: str, **values: object) -> LabelledClip:
     defaults = {"valence": 0.0, "arousal": 0.0, "group": "one"}
-    return LabelledClip(track_id, Path("none.mp3"), **defaults | values)  # type: ignore[arg-type]
+    audio = values.pop("audio_path", Path(f"{next(_FILES)}.mp3"))
+    return LabelledClip(track_id, audio, **defaults | values)  # type: ignore[arg-type]
+
+
+_FILES = itertools.count()
 
 
 def dataset_of(name: str, clips: list[LabelledClip]) -> Dataset:
@@ -208,6 +213,14 @@ def test_groups_on_two_sides_of_the_official_split_are_found() -> None:
     assert check_split(clips) == ["also both", "both"]
 
 
+def test_one_file_in_two_sets_is_one_recording() -> None:
+    first = dataset_of("first", [clip("1", audio_path=Path("a.mp3")), clip("2")])
+    second = dataset_of("second", [clip("x", audio_path=Path("b/../a.mp3")), clip("y")])
+    kept, notes = without_repeats([first, second])
+    assert [c.track_id for c in kept[1].clips] == ["y"]
+    assert notes == ["second: 1 of 2 clips are left out, as first holds them: x"]
+
+
 def test_recordings_of_an_earlier_set_are_left_out_of_the_later() -> None:
     first = dataset_of("first", [clip("1", recording_id="x/1"), clip("2", recording_id="x/2")])
     second = dataset_of("second", [clip("2", recording_id="x/2"), clip("3"), clip("4")])
@@ -219,8 +232,8 @@ def test_recordings_of_an_earlier_set_are_left_out_of_the_later() -> None:
         "second: 1 of 3 clips are left out, as first holds them: 2",
         "third: 1 of 1 clips are left out, as first holds them: b",
     ]
-    # Clips without a recording's name are never taken for one another.
-    assert without_repeats([second, dataset_of("copy", second.clips[1:])])[1] == []
+    # Clips of one name, but neither of one recording nor one file, are not taken for one another.
+    assert without_repeats([second, dataset_of("other", [clip("3"), clip("4")])])[1] == []
 
 
 def test_the_noise_ceiling_is_what_a_model_that_knows_the_truth_reaches() -> None:

@@ -258,7 +258,7 @@ def test_more_folds_than_groups_are_refused(
     trained: training.TrainSummary, releases: Path, output: Path
 ) -> None:
     config = configured(releases, output, split={"n_folds": 500})
-    with pytest.raises(ConfigError, match="n_folds=500 must not exceed the 36 groups"):
+    with pytest.raises(ConfigError, match="n_folds=500 must not exceed the 24 groups"):
         training.run(config, console())
 
 
@@ -270,7 +270,7 @@ def test_a_set_without_any_audio_ends_with_its_budget(local_ray: None, tmp_path:
     with pytest.raises(ErrorBudgetExceeded, match=r"not_audio .*max_reject_rate"):
         training.run(configured(tmp_path, tmp_path / "out", "musifeast17"), console())
     config = configured(tmp_path, tmp_path / "out", "musifeast17", max_reject_rate=1.0)
-    with pytest.raises(DatasetError, match="none of its 5"):
+    with pytest.raises(DatasetError, match="0 of its 5 have"):
         training.run(config, console())
 
 
@@ -294,7 +294,9 @@ def test_features_of_another_set_or_kind_are_refused_by_name(
     with pytest.raises(DatasetError, match=r"48 of 48 clips have no features .*'Genre_MED_01'"):
         training.run(configured(releases, tmp_path / "out", data=data), console())
     data["musifeast17"]["features"] = str(output / "musifeast17")
-    paper = {"model": "paper_model1", "features": {"name": "paper"}}
+    paper = {
+        "model": "paper_model1", "features": {"name": "paper"}, "training": {"standardise": False},
+    }  # fmt: skip
     config = configured(releases, tmp_path / "out", data=data, pooled=paper)
     with pytest.raises(FeaturesError, match=r"another features_id: .* features\.name=paper"):
         training.run(config, console())
@@ -307,6 +309,30 @@ def test_features_of_another_set_or_kind_are_refused_by_name(
         ({"baselines": ["forest"]}, "baseline='forest' must be one of"),
         ({"recipes": {"x": {"model": "pooled_pg"}}}, "did you mean 'pooled_gp'"),
         ({"recipes": {"x": {"model": "paper_model1"}}}, "does not accept features"),
+        (
+            {"recipes": {"x": {"model": "paper_model1", "features": {"name": "paper"}}}},
+            "standardise=True must be false",
+        ),
+        (
+            {"recipes": {"x": {"model": "log_mel_cnn"}}, "workers": {"n_workers": 3}},
+            "batch_size=32 must be a multiple",
+        ),
+        (
+            {"recipes": {"x": {"model": "log_mel_cnn", "fit": {"coupling": 1}}}},
+            "must be empty: 'log_mel_cnn' has no closed form",
+        ),
+        (
+            {"recipes": {"x": {"model": "pooled_gp", "fit": {"coupling": 1}}}},
+            "must hold only what 'pooled_gp' is fitted with: nothing",
+        ),
+        (
+            {"recipes": {"x": {"model": "pooled_gp", "training": {"epochs": 1}}}},
+            "training must be left out",
+        ),
+        (
+            {"recipes": {"x": {"model": "pooled_gp", "features": {"name": "paper"}}}},
+            "must be in decibels",
+        ),
         (
             {"recipes": {"x": {"model": "pooled_gp", "parameters": {"n_member": 3}}}},
             "n_member",
@@ -324,6 +350,18 @@ def test_names_that_do_not_exist_are_refused_before_any_work(
     with pytest.raises(ConfigError, match=words):
         evaluation.run(config, console())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "../elsewhere", ""])
+def test_a_data_set_must_be_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="it names a folder below output"):
+        configured(tmp_path, tmp_path / "out", data={name: {"uri": str(tmp_path)}})
+
+
+def test_a_card_measures_what_tag_writes(releases: Path, tmp_path: Path) -> None:
+    raw = {"model": "log_mel_cnn", "clip": False}
+    with pytest.raises(ConfigError, match="clip=False must be left out"):
+        training.run(configured(releases, tmp_path / "out", pooled=raw), console())
 
 
 # ------------------------------------------------------------------------------ the commands
