@@ -29,6 +29,7 @@ format: $(VENV)/installed-lint  ## Format the code
 bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one beside the other
 	$(BIN)/python -m tests.benchmarks.tagging
 	$(BIN)/python -m tests.benchmarks.rescoring
+	$(BIN)/python -m tests.benchmarks.training
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -71,7 +71,7 @@ def family_cpu() -> float:
 def write_clips(folder: Path, n_clips: int) -> tuple[list[str], Labels]:
     """Parts of 30-s clips as extraction writes them: noise takes as long as music."""
     rng = np.random.default_rng(0)
-    schema = features_schema(FEATURES, pa.float16())
+    schema = features_schema(pa.string(), FEATURES)
     width = FEATURES.mel.n_mels * FEATURES.segment_frames
     labels: Labels = {}
     parts = []
