@@ -35,6 +35,7 @@ from mer_batch.feature_sets import feature_set
 from mer_batch.feature_table import features_schema
 from mer_batch.fit import FitSettings, fit
 from mer_batch.models import build_model
+from mer_batch.schema import utc_now
 from mer_batch.storage import Storage
 from mer_batch.train import TrainingJob, train
 
@@ -83,11 +84,15 @@ def write_clips(folder: Path, n_clips: int) -> tuple[list[str], Labels]:
             "track_id": ids, "audio_version": ["1"] * len(ids),
             "features_id": [FEATURES.features_id] * len(ids), "segment": [0] * len(ids),
             "n_segments": [1] * len(ids), "n_frames": [FEATURES.segment_frames] * len(ids),
-            "mel": pa.FixedSizeListArray.from_arrays(pa.array(values), width),
+            "extracted_at": [utc_now()] * len(ids),
         }  # fmt: skip
+        mel = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
         path = folder / f"part-{begin:06}.parquet"
-        arrays = [pa.array(columns[f.name], f.type) if f.name != "mel" else
-                  columns["mel"].cast(f.type) for f in schema]  # fmt: skip
+        arrays = [
+            pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(len(ids), f.type)
+            for f in schema
+        ]
+        arrays[schema.get_field_index("mel")] = mel.cast(schema.field("mel").type)
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=64)
         parts.append(str(path))
     return parts, labels
