@@ -290,13 +290,15 @@ def _version(track: dict[str, Any], read: str) -> str:
     return read if planned is None else planned
 
 
-def reject_table(reports: Iterable[BlockReport], id_type: pa.DataType) -> pa.Table:
+def reject_table(
+    reports: Iterable[BlockReport], id_type: pa.DataType, extraction_id: str
+) -> pa.Table:
     """Rows for ``Ledger.merge_rejects`` out of workers' reports: new rejects, and mended tracks."""
     rows: list[dict[str, Any]] = []
     for report in reports:
         rows += report.rejects
         rows += [
-            {"track_id": mended, "audio_version": "", "extraction_id": ""}
+            {"track_id": mended, "audio_version": "", "extraction_id": extraction_id}
             for mended in report.mended_ids
         ]
     return schema.reject_rows(rows, id_type)

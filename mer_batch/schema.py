@@ -124,10 +124,11 @@ def features_schema(id_type: pa.DataType) -> pa.Schema:
 
 
 def rejects_schema(id_type: pa.DataType) -> pa.Schema:
-    """Columns of the ``rejects/`` table: one row per track that could not be scored.
+    """Columns of ``rejects/``: one row per track and extraction under which it cannot be used.
 
     ``extraction_id`` names the feature set, decoder and limits that the track was tried under: a
-    permanent reject is tried again when one of them, or the audio, has changed.
+    permanent reject is tried again when one of them, or the audio, has changed. The rows of one
+    ``extraction_id``, which is in every run's manifest, name a track once.
     """
     return pa.schema(
         [

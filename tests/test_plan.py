@@ -17,7 +17,7 @@ from mer_batch import schema
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.ledger import Ledger, Part
-from mer_batch.plan import Plan, make_plan, permanent
+from mer_batch.plan import Plan, make_plan, permanent, reject_counts
 from mer_batch.schema import Identity, reject_rows
 from mer_batch.storage import Storage, parse_uri
 
@@ -200,6 +200,28 @@ def test_permanent_rejects_are_those_of_this_extraction(bench: Bench) -> None:
     bench.reject(("a", "1", "silent"), ("b", "1", "storage_error"))
     bench.reject(("c", "1", "silent"), identity=Identity("f", "m", "other"))
     assert permanent(bench.ledger.rejects(), TODAY)["track_id"].to_pylist() == ["a"]
+
+
+def test_every_extraction_has_its_own_history_of_a_track(bench: Bench) -> None:
+    other = Identity("g", "m", "other")
+    later = NOW + datetime.timedelta(hours=1)
+    bench.reject(("a", "1", "timeout"), ("b", "1", "timeout"), attempts=1)
+    bench.reject(("a", "1", "silent"), identity=other, attempts=5, last_seen=later)
+    catalog = bench.catalog({"a": "1", "b": "1"})
+    assert bench.plan(catalog).pending["attempts"].to_pylist() == [1, 1]
+    under_other = bench.plan(catalog, other)
+    assert (pending(under_other), under_other.n_rejected) == (["b"], 1)
+    third = bench.plan(catalog, Identity("h", "m", "third")).pending
+    assert third["track_id"].to_pylist() == ["a", "b"], "once each"
+    assert third["attempts"].to_pylist() == [5, 1], "the latest that is known"
+
+
+def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: Bench) -> None:
+    bench.reject(("a", "1", "too_long"), ("b", "1", "silent"))
+    bench.score(("a", "1"))
+    plan = bench.plan(bench.catalog({"a": "1", "b": "1"}))
+    assert reject_counts(plan, bench.ledger.rejects("e")) == {"silent": 1}
+    assert (plan.n_done, plan.n_rejected) == (1, 1)
 
 
 STATES = ("new", "scored", "changed", "rejected", "passing", "other limits", "other model")

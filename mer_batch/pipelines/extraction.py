@@ -107,7 +107,9 @@ def _plan(session: Session, job: Job) -> Plan:
         job.identity,
         detect_changes=session.detects_changes,
     )
-    session.run.manifest.update(features_id=job.identity.features_id)
+    session.run.manifest.update(
+        features_id=job.identity.features_id, extraction_id=job.identity.extraction_id
+    )
     for problem in problems:
         session.say(f"a part of features cannot be read, its tracks are to do again: {problem}")
     session.announce(plan)
@@ -137,7 +139,7 @@ def _work(config: ExtractConfig, session: Session, job: Job, plan: Plan) -> Work
 
 def _summary(session: Session, job: Job, plan: Plan, work: Work, began: float) -> ExtractSummary:
     with no_refusal():
-        n_rejected = reject_counts(plan, session.ledger.rejects(), job.identity)
+        n_rejected = reject_counts(plan, session.ledger.rejects(job.identity.extraction_id))
     return ExtractSummary(
         run_id=session.run.run_id,
         features_id=job.identity.features_id,

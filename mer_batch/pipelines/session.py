@@ -139,10 +139,13 @@ class Committer:
     Parameters
     ----------
     session : Session
+    extraction_id : str
+        Of the job, whose rejects these are.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, extraction_id: str) -> None:
         self._session = session
+        self._extraction_id = extraction_id
         self._waiting: list[BlockReport] = []
         self._sequence = 0
         self._last = time.monotonic()
@@ -175,7 +178,8 @@ class Committer:
             run.lease.check()
             ledger.renew()
             # Rejects first: should the run end between the two, a mended track is only tried again.
-            ledger.merge_rejects(reject_table(self._waiting, self._session.catalog.id_type))
+            id_type = self._session.catalog.id_type
+            ledger.merge_rejects(reject_table(self._waiting, id_type, self._extraction_id))
             parts = [
                 Part(report.part_path, report.part_bytes, report.n_rows)
                 for report in self._waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -185,14 +186,17 @@ def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
 
 
 def _blocks_by_part(from_features: pa.Table) -> Iterator[pa.Table]:
-    """Blocks that hold whole parts, several where they are small."""
+    """Blocks that hold whole parts, several where they are small; a huge one is divided."""
     n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, len(from_features) // _BLOCKS))
     parts = from_features["part"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(parts, prepend=-1))
     begin = 0
     for end in [*starts[1:].tolist(), len(parts)]:
         if end - begin >= n_tracks or end == len(parts):
-            yield from_features.slice(begin, end - begin).combine_chunks()
+            n_blocks = max(1, (end - begin) // MAX_BLOCK_TRACKS)
+            cuts = np.linspace(begin, end, n_blocks + 1).astype(int).tolist()
+            for first, last in pairwise(cuts):
+                yield from_features.slice(first, last - first).combine_chunks()
             begin = end
 
 
@@ -228,7 +232,7 @@ def _publish(
         [
             session.catalog.fingerprint,
             plan.fingerprint(),
-            ledger.content_id(),
+            ledger.content_id(job.identity.extraction_id),
             asdict(job.identity),
             prefix,
         ]

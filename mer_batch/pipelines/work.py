@@ -79,7 +79,7 @@ class Work:
         self._job = job
         self._budget = budget
         self._n_tracks = n_tracks
-        self._committer = Committer(session)
+        self._committer = Committer(session, job.identity.extraction_id)
         budget.check(n_tracks, {})
 
     def __enter__(self) -> Work:

@@ -155,6 +155,22 @@ def test_broken_tracks_are_rejects_of_tagging_too(extract: Extract, tag: Tag, mu
     assert "noise.mp3" in tagged.rejects["track_id"].to_pylist()
 
 
+def test_extract_and_tag_leave_each_others_rejects_alone(
+    extract: Extract, tag: Tag, music: Path
+) -> None:
+    """In one output, of other features: neither makes the other decode a broken track again."""
+    (music / "noise.mp3").write_bytes(b"this is no music" * 100)
+    for first in (True, False):
+        extracted = extract(music, features={"name": "paper"}, max_reject_rate=0.2)
+        assert extracted.summary.n_tried == (9 if first else 0)
+        assert extracted.summary.n_rejected == {"not_audio": 1}
+        tagged = tag(music, max_reject_rate=0.2)
+        assert tagged.summary.n_tried == (9 if first else 0)
+        assert tagged.summary.was_published == first
+        assert tagged.summary.outcome.n_rejected == {"not_audio": 1}
+        assert tagged.rejects["track_id"].to_pylist() == ["noise.mp3"] * 2
+
+
 def test_too_many_rejects_stop_it_every_time(extract: Extract, music: Path) -> None:
     for number in range(8):
         (music / f"broken-{number}.mp3").write_bytes(b"no audio" * 10)
