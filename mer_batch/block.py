@@ -33,7 +33,7 @@ class PartWriter(Protocol):
     def add(self, track: dict[str, Any], outcome: Any) -> None:
         """Add what the task has made of a track; `track` holds the columns all tables share."""
 
-    def finish(self) -> bytes:
+    def finish(self) -> bytes | memoryview:
         """The part as a Parquet file."""
 
 
@@ -165,6 +165,7 @@ class BlockRecord:
             "first_seen": track["first_seen"] or now,
             "last_seen": now,
             "extraction_id": self._job.identity.extraction_id,
+            "product": self._job.product.table,
         }
 
     def _write(self) -> tuple[str | None, int]:
@@ -290,15 +291,18 @@ def _version(track: dict[str, Any], read: str) -> str:
     return read if planned is None else planned
 
 
-def reject_table(
-    reports: Iterable[BlockReport], id_type: pa.DataType, extraction_id: str
-) -> pa.Table:
+def reject_table(reports: Iterable[BlockReport], id_type: pa.DataType, job: Job) -> pa.Table:
     """Rows for ``Ledger.merge_rejects`` out of workers' reports: new rejects, and mended tracks."""
     rows: list[dict[str, Any]] = []
     for report in reports:
         rows += report.rejects
         rows += [
-            {"track_id": mended, "audio_version": "", "extraction_id": extraction_id}
+            {
+                "track_id": mended,
+                "audio_version": "",
+                "extraction_id": job.identity.extraction_id,
+                "product": job.product.table,
+            }
             for mended in report.mended_ids
         ]
     return schema.reject_rows(rows, id_type)

@@ -127,9 +127,10 @@ class Ledger:
         )
 
     def rejects(self, extraction_id: str | None = None) -> pa.Table:
-        """Rejects of one extraction, one row per track; by default those of all there ever were."""
+        """Rejects, the latest first: those of one extraction, or by default of all."""
         rows = None if extraction_id is None else pads.field("extraction_id") == extraction_id
-        return self._read("rejects", _SCHEMAS["rejects"](self._id_type).names, rows)
+        found = self._read("rejects", _SCHEMAS["rejects"](self._id_type).names, rows)
+        return found.sort_by([("last_seen", "descending")])
 
     def features(
         self, *, features_id: str, columns: Sequence[str] = feature_table.INDEX_COLUMNS
@@ -197,7 +198,8 @@ class Ledger:
         self._refresh(self._tables["scores"])
         scores = sorted(part_paths(self._tables["scores"]))
         names = ["track_id", "audio_version", "reason", "last_run_id"]
-        rejects = self.rejects(extraction_id).select(names).sort_by("track_id")
+        order = [(name, "ascending") for name in ("track_id", "last_run_id")]
+        rejects = self.rejects(extraction_id).select(names).sort_by(order)
         return content_id([scores, list(rejects.to_pydict().values())])
 
     # ------------------------------------------------------------------ writing
@@ -282,12 +284,15 @@ class Ledger:
                 raise StorageError(f"cannot commit to {table.table_uri}: {error}") from error
 
     def merge_rejects(self, rows: pa.Table) -> None:
-        """Insert or update rows by track_id and extraction_id; one without a reason deletes.
+        """Insert or update a product's rows by track_id; one without a reason deletes the track's.
+
+        ``features`` of several kinds may lie in one output: their rows are told apart by
+        extraction_id as well.
 
         Parameters
         ----------
         rows : pa.Table
-            In ``schema.rejects_schema``; at most one row per track and extraction.
+            In ``schema.rejects_schema``, of one job; at most one row per track.
         """
         if rows.num_rows == 0:
             return
@@ -297,9 +302,12 @@ class Ledger:
             (
                 rejects.merge(
                     rows,
+                    # In tables of earlier releases the product is null.
                     predicate=(
                         "target.track_id = source.track_id "
-                        "AND target.extraction_id = source.extraction_id"
+                        "AND coalesce(target.product, 'scores') = source.product "
+                        "AND (source.product = 'scores' "
+                        "OR target.extraction_id = source.extraction_id)"
                     ),
                     source_alias="source",
                     target_alias="target",

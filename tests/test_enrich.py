@@ -113,7 +113,8 @@ def test_what_was_tried_since_the_last_night_is_counted(bench: Bench) -> None:
 
 def test_what_other_extractions_rejected_is_no_matter_here(bench: Bench) -> None:
     other = Identity("f", "m", "other")
-    bench.reject(("a", "1", "too_long"), ("b", "1", "too_long"), identity=other)
+    found = ("a", "1", "too_long"), ("b", "1", "too_long")
+    bench.reject(*found, identity=other, product="features")
     bench.reject(("b", "1", "silent"), ("c", "1", "truncated"))
     bench.score(("a", "1"), ("c", "1"))
     plan = bench.plan(bench.catalog(dict.fromkeys("abc", "1")))

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Schema, write_deltalake
 
 from mer_batch import schema
 from mer_batch.config import StorageConfig
@@ -55,7 +55,8 @@ def reject(track_id: object, reason: str | None = "silent", **columns: Any) -> d
     return {
         "track_id": track_id, "audio_uri": "/a", "audio_version": "v1", "reason": reason,
         "message": "nothing to hear", "attempts": 1, "first_run_id": "r1", "last_run_id": "r1",
-        "first_seen": NOW, "last_seen": NOW, "extraction_id": "e", **columns,
+        "first_seen": NOW, "last_seen": NOW, "extraction_id": "e",
+        "product": "scores", **columns,
     }  # fmt: skip
 
 
@@ -165,17 +166,49 @@ def test_rejects_are_inserted_updated_and_deleted(place: Place) -> None:
 
 def test_extractions_keep_their_rejects_apart(place: Place) -> None:
     ledger = open_ledger(place)
+    features = {"product": "features", "extraction_id": "other"}
+    third = {"product": "features", "extraction_id": "third"}
     merge(ledger, reject("a", "too_long"), reject("b", "silent"))
-    merge(ledger, reject("a", "timeout", extraction_id="other"))
     night = ledger.content_id("e")
-    merge(ledger, reject("b", None, extraction_id="other"))
-    merge(ledger, reject("c", "silent", extraction_id="other"))
+    merge(ledger, reject("a", "timeout", **features), reject("c", "silent", **features))
+    merge(ledger, reject("b", None, **features))
+    merge(ledger, reject("a", "truncated", **third))
     assert ledger.content_id("e") == night
     assert rejected(ledger, "e") == {"a": "too_long", "b": "silent"}
     assert rejected(ledger, "other") == {"a": "timeout", "c": "silent"}
+    assert rejected(ledger, "third") == {"a": "truncated"}
     merge(ledger, reject("a", None))
     assert rejected(ledger, "e") == {"b": "silent"}
     assert rejected(ledger, "other") == {"a": "timeout", "c": "silent"}
+
+
+def test_a_track_is_a_reject_of_tagging_once_whatever_its_limits(place: Place) -> None:
+    ledger = open_ledger(place)
+    merge(ledger, reject("a", "too_short"), reject("b", "silent"))
+    merge(ledger, reject("a", "truncated", extraction_id="later"))
+    merge(ledger, reject("b", None, extraction_id="later"))
+    assert rejected(ledger, "later") == {"a": "truncated"}
+    assert ledger.rejects().num_rows == 1
+
+
+def test_rejects_of_an_earlier_release_are_those_of_tagging(place: Place) -> None:
+    ledger = open_ledger(place)
+    old = schema.rejects_schema(pa.string())
+    old = old.remove(old.get_field_index("product"))
+    storage, output = place
+    location = output.child("rejects")
+    write_deltalake(
+        location.uri,
+        pa.Table.from_pylist([reject("a"), reject("b")], schema=old),
+        mode="overwrite",
+        schema_mode="overwrite",
+        storage_options=storage.delta_options(location),
+    )
+    ledger = open_ledger(place, generation=2)
+    assert rejected(ledger) == {"a": "silent", "b": "silent"}
+    merge(ledger, reject("a", None), reject("b", "truncated"))
+    assert rejected(ledger) == {"b": "truncated"}
+    assert ledger.rejects().num_rows == 1
 
 
 def test_no_rows_are_no_commit(place: Place) -> None:
