@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mer_batch import schema
+from mer_batch.audio.decode import TOLERANCE_SECONDS, AudioLimits
 from mer_batch.catalog import Catalog
 from mer_batch.feature_table import newest_whole
 from mer_batch.ledger import Ledger, track_keys
@@ -94,8 +95,13 @@ def make_extraction_plan(
     return plan, problems
 
 
-def with_features(plan: Plan, ledger: Ledger, features_id: str) -> tuple[pa.Table, pa.Table]:
+def with_features(
+    plan: Plan, ledger: Ledger, features_id: str, limits: AudioLimits
+) -> tuple[pa.Table, pa.Table, list[str]]:
     """Split what is pending into tracks whose features are there, and tracks to decode.
+
+    A track of another length than `limits` or the catalog allow is left to the decoder, which says
+    why it is a reject: its features were extracted when they allowed it.
 
     Returns
     -------
@@ -104,9 +110,11 @@ def with_features(plan: Plan, ledger: Ledger, features_id: str) -> tuple[pa.Tabl
         `features_duration_seconds` and `features_version` as they stand there.
     to_decode : pa.Table
         The other rows of ``plan.pending``.
+    problems : list of str
+        Parts of features that cannot be read.
     """
     pending = plan.pending
-    segments, _ = ledger.features(features_id=features_id)
+    segments, problems = ledger.features(features_id=features_id)
     tracks = _whole_tracks(segments)
     # Without versions the newest features count.
     tracks = tracks.sort_by([("extracted_at", "descending")])
@@ -114,8 +122,21 @@ def with_features(plan: Plan, ledger: Ledger, features_id: str) -> tuple[pa.Tabl
     keys = track_keys(pending["track_id"], versions[0])
     there = track_keys(tracks["track_id"], versions[1])
     at = pc.index_in(keys, there.combine_chunks()).combine_chunks()
+    fits = _fits(tracks["duration_seconds"].take(at), pending["expected_seconds"], limits)
+    at = pc.if_else(fits.combine_chunks(), at, None)
     found = _found_features(pending, at, tracks)
-    return _as_they_lie(found), pending.filter(pc.is_null(at))
+    return _as_they_lie(found), pending.filter(pc.is_null(at)), problems
+
+
+def _fits(
+    seconds: pa.ChunkedArray, expected: pa.ChunkedArray, limits: AudioLimits
+) -> pa.ChunkedArray:
+    """Whether the decoder would take tracks of this length today."""
+    within = pc.and_(
+        pc.greater_equal(seconds, limits.min_seconds), pc.less_equal(seconds, limits.max_seconds)
+    )
+    is_short = pc.less(seconds, pc.subtract(expected, TOLERANCE_SECONDS))
+    return pc.and_not(pc.fill_null(within, False), pc.fill_null(is_short, False))
 
 
 def _as_they_lie(found: pa.Table) -> pa.Table:
@@ -239,7 +260,7 @@ def _with_history(pending: pa.Table, rejects: pa.Table, identity: Identity) -> p
     """
     is_own = pc.equal(rejects["extraction_id"], identity.extraction_id).cast(pa.int8())
     order = [("is_own", "descending"), ("last_seen", "descending")]
-    rejects = rejects.append_column("is_own", is_own).sort_by(order)
+    rejects = rejects.append_column("is_own", is_own).sort_by(order)  # the first counts
     at = pc.index_in(pending["track_id"], rejects["track_id"].combine_chunks())
     history = rejects.select(["attempts", "first_run_id", "first_seen"]).take(at)
     pending = pending.append_column("attempts", pc.fill_null(history["attempts"], 0))

@@ -42,6 +42,7 @@ class Rescorer:
 
     def __init__(self, job: Job) -> None:
         assert isinstance(job.product, Scores)
+        self._n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")
         self._job = job
@@ -50,7 +51,8 @@ class Rescorer:
         self._scorer = Scorer(checkpoint.build())
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """Give torch its threads back."""
+        torch.set_num_threads(self._n_threads)
 
     def work(self, number: int, block: pa.Table) -> BlockReport:
         """Score a block, write its part, report it.

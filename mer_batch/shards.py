@@ -84,11 +84,11 @@ class FeaturePart:
         self._mels.append(outcome.segments)
         self.n_rows += len(outcome.segments)
 
-    def finish(self) -> bytes:
+    def finish(self) -> memoryview:
         """The part as a Parquet file."""
         self._flush()
         self._writer.close()
-        return self._buffer.getvalue()
+        return self._buffer.getbuffer()  # no second copy in memory
 
     def _flush(self) -> None:
         if not self._rows:
