@@ -33,7 +33,7 @@ class PartWriter(Protocol):
     def add(self, track: dict[str, Any], outcome: Any) -> None:
         """Add what the task has made of a track; `track` holds the columns all tables share."""
 
-    def finish(self) -> bytes | memoryview:
+    def finish(self) -> bytes:
         """The part as a Parquet file."""
 
 

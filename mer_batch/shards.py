@@ -84,11 +84,11 @@ class FeaturePart:
         self._mels.append(outcome.segments)
         self.n_rows += len(outcome.segments)
 
-    def finish(self) -> memoryview:
+    def finish(self) -> bytes:
         """The part as a Parquet file."""
         self._flush()
         self._writer.close()
-        return self._buffer.getbuffer()  # no second copy in memory
+        return self._buffer.getvalue()  # the buffer itself, no copy
 
     def _flush(self) -> None:
         if not self._rows:

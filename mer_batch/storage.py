@@ -223,7 +223,7 @@ class Storage:
                 return bytes(reply["Body"].read())
             return Path(location.path).read_bytes()
 
-    def write(self, location: Location, content: bytes | memoryview) -> None:
+    def write(self, location: Location, content: bytes) -> None:
         """Write a whole small file, making the folders above it; readers never see half of it."""
         with _storage_errors("write", location):
             if location.is_s3:
