@@ -217,16 +217,10 @@ def _batches(
         ) from error
 
 
-def open_part(storage: Storage, part: Location, *, buffer_bytes: int = 0) -> pq.ParquetFile:
-    """Open a part for reading; damaged pages are found by their checksums.
-
-    Columns are read in pieces of `buffer_bytes`; at 0, as wholes of a row group.
-    """
+def open_part(storage: Storage, part: Location) -> pq.ParquetFile:
+    """Open a part for reading; damaged pages are found by their checksums."""
     return pq.ParquetFile(
-        part.fs_path,
-        filesystem=storage.filesystem(part),
-        buffer_size=buffer_bytes,
-        page_checksum_verification=True,
+        part.fs_path, filesystem=storage.filesystem(part), page_checksum_verification=True
     )
 
 

@@ -24,8 +24,6 @@ Int64 = npt.NDArray[np.int64]
 
 # Rows unpacked to single floats at a time: few enough that the memory is the same again and again.
 _RUN_ROWS = 16
-# Read at a time of a row group: without a bound it would be a column of it as a whole.
-_BUFFER_BYTES = 8 * 1024 * 1024
 
 
 class Rescorer:
@@ -102,10 +100,10 @@ class Rescorer:
         """Runs of rows that hold wanted ones, and the row that each begins with.
 
         However large the part's row groups are (compacting a table makes huge ones), only a run
-        of rows is held at a time.
+        of rows is held unpacked at a time.
         """
         end = 0
-        with open_part(self._job.storage, parse_uri(part), buffer_bytes=_BUFFER_BYTES) as file:
+        with open_part(self._job.storage, parse_uri(part)) as file:
             for group in range(file.num_row_groups):
                 begin, end = end, end + file.metadata.row_group(group).num_rows
                 last = _between(wanted, begin, end)[-1:]
