@@ -165,6 +165,7 @@ class BlockRecord:
             "first_seen": track["first_seen"] or now,
             "last_seen": now,
             "extraction_id": self._job.identity.extraction_id,
+            "product": self._job.product.table,
         }
 
     def _write(self) -> tuple[str | None, int]:
@@ -290,13 +291,18 @@ def _version(track: dict[str, Any], read: str) -> str:
     return read if planned is None else planned
 
 
-def reject_table(reports: Iterable[BlockReport], id_type: pa.DataType) -> pa.Table:
+def reject_table(reports: Iterable[BlockReport], id_type: pa.DataType, job: Job) -> pa.Table:
     """Rows for ``Ledger.merge_rejects`` out of workers' reports: new rejects, and mended tracks."""
     rows: list[dict[str, Any]] = []
     for report in reports:
         rows += report.rejects
         rows += [
-            {"track_id": mended, "audio_version": "", "extraction_id": ""}
+            {
+                "track_id": mended,
+                "audio_version": "",
+                "extraction_id": job.identity.extraction_id,
+                "product": job.product.table,
+            }
             for mended in report.mended_ids
         ]
     return schema.reject_rows(rows, id_type)

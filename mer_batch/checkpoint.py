@@ -138,7 +138,7 @@ class Checkpoint:
                 f"{origin}: {WEIGHTS_NAME} has sha256={digest}, but {CARD_NAME} names "
                 f"{self.card.weights_sha256}; restore the file that belongs to the card"
             )
-        self.model_id = digest[:12]
+        self.model_id = _model_id(self.card, digest)
         self.feature_set = _fitting_feature_set(self.card, origin)
 
     def build(self) -> torch.nn.Module:
@@ -205,6 +205,20 @@ def try_model(model: torch.nn.Module, name: str, feature_set: FeatureSet, *, ori
             f"{origin}: model={name!r} returned shape {shape}; "
             f"(batch, n_members, {len(schema.TARGETS)}) is needed"
         )
+
+
+def _model_id(card: Card, digest: str) -> str:
+    """Names all that a row of scores owes to the checkpoint: its weights, and its intervals."""
+    if card.intervals is None:
+        return digest[:12]
+    return schema.content_id(
+        {
+            "weights_sha256": digest,
+            "model": card.model,
+            "parameters": card.parameters,
+            "half_width": card.intervals.half_width,
+        }
+    )
 
 
 def _parse_card(card_json: bytes, origin: str) -> Card:

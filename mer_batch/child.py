@@ -245,11 +245,16 @@ def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
 
 def _checked(header: bytearray) -> dict[str, Any]:
     """The JSON of a reply: a reject of a form that is known, or what the task is to check."""
-    content = json.loads(header)
+    try:
+        content = json.loads(header)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("not an object")
-    if content.get("reason") in REASONS and isinstance(content.get("message"), str):
-        return {"reason": content["reason"], "message": content["message"]}
+    reason, message = content.get("reason"), content.get("message")
+    if isinstance(reason, str) and reason in REASONS and isinstance(message, str):
+        # A lone surrogate cannot be written to any table.
+        return {"reason": reason, "message": message.encode(errors="replace").decode()}
     if "reason" in content:
         raise ValueError(f"not a reject: {content!r}"[:500])
     return content

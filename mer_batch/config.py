@@ -242,7 +242,7 @@ class FeaturesConfig(_Section):
 
     name: NonEmpty = "log_mel"
     placement: Literal["even", "random"] = "even"
-    max_segments: int | None = Field(None, ge=1, le=1000)
+    max_segments: int | None = Field(None, ge=1, le=100)
     dtype: Literal["float16", "float32"] = "float16"
 
     def feature_set(self) -> FeatureSet:

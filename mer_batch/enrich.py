@@ -61,7 +61,7 @@ def look_up_outcome(plan: Plan, ledger: Ledger, identity: Identity) -> Outcome:
         model_id=identity.model_id,
         columns=["track_id", "audio_version", *names],
     ).sort_by([("scored_at", "descending")])  # without versions, the newest score counts
-    rejects = ledger.rejects()
+    rejects = ledger.rejects(identity.extraction_id)
     at_score = _find(plan, scores)
     at_reject = _find(plan, rejects)
 
@@ -116,8 +116,10 @@ def open_budget(
         columns=["track_id", "audio_version", "scored_at"],
     )
     scores = scores.filter(pc.greater(scores["scored_at"], since))
-    n_rejected = pc.sum(pc.is_valid(_find(plan, rejects))).as_py() or 0
-    n_scored = pc.sum(pc.is_valid(_find(plan, scores))).as_py() or 0
+    is_scored = pc.is_valid(_find(plan, scores))
+    # What was a reject once may have been scored since under other limits.
+    is_rejected = pc.and_not(pc.is_valid(_find(plan, rejects)), is_scored)
+    n_scored, n_rejected = (pc.sum(found).as_py() or 0 for found in (is_scored, is_rejected))
     return Budget(n_scored + n_rejected, n_rejected, max_reject_rate)
 
 

@@ -126,9 +126,11 @@ class Ledger:
             (pads.field("features_id") == features_id) & (pads.field("model_id") == model_id),
         )
 
-    def rejects(self) -> pa.Table:
-        """All rejects, one row per track."""
-        return self._read("rejects", _SCHEMAS["rejects"](self._id_type).names, None)
+    def rejects(self, extraction_id: str | None = None) -> pa.Table:
+        """Rejects, the latest first: those of one extraction, or by default of all."""
+        rows = None if extraction_id is None else pads.field("extraction_id") == extraction_id
+        found = self._read("rejects", _SCHEMAS["rejects"](self._id_type).names, rows)
+        return found.sort_by([("last_seen", "descending")])
 
     def features(
         self, *, features_id: str, columns: Sequence[str] = feature_table.INDEX_COLUMNS
@@ -188,13 +190,17 @@ class Ledger:
             return []
         return [self._output.child(name, path) for path in part_paths(self._tables[name])]
 
-    def content_id(self) -> str:
-        """Names what a night is made of: changes with every score or reject added or removed."""
-        files = []
-        for name in ("scores", "rejects"):
-            self._refresh(self._tables[name])
-            files.append(sorted(part_paths(self._tables[name])))
-        return content_id(files)
+    def content_id(self, extraction_id: str) -> str:
+        """Names what a night is made of: changes with every score and every reject of its own.
+
+        Rejects of other extractions, as ``extract`` has them, are not in it.
+        """
+        self._refresh(self._tables["scores"])
+        scores = sorted(part_paths(self._tables["scores"]))
+        names = ["track_id", "audio_version", "reason", "last_run_id"]
+        order = [(name, "ascending") for name in ("track_id", "last_run_id")]
+        rejects = self.rejects(extraction_id).select(names).sort_by(order)
+        return content_id([scores, list(rejects.to_pydict().values())])
 
     # ------------------------------------------------------------------ writing
 
@@ -278,12 +284,15 @@ class Ledger:
                 raise StorageError(f"cannot commit to {table.table_uri}: {error}") from error
 
     def merge_rejects(self, rows: pa.Table) -> None:
-        """Insert or update reject rows by track_id; a row without a reason deletes the track's.
+        """Insert or update a product's rows by track_id; one without a reason deletes the track's.
+
+        ``features`` of several kinds may lie in one output: their rows are told apart by
+        extraction_id as well.
 
         Parameters
         ----------
         rows : pa.Table
-            In ``schema.rejects_schema``; at most one row per track.
+            In ``schema.rejects_schema``, of one job; at most one row per track.
         """
         if rows.num_rows == 0:
             return
@@ -293,7 +302,13 @@ class Ledger:
             (
                 rejects.merge(
                     rows,
-                    predicate="target.track_id = source.track_id",
+                    # In tables of earlier releases the product is null.
+                    predicate=(
+                        "target.track_id = source.track_id "
+                        "AND coalesce(target.product, 'scores') = source.product "
+                        "AND (source.product = 'scores' "
+                        "OR target.extraction_id = source.extraction_id)"
+                    ),
                     source_alias="source",
                     target_alias="target",
                     commit_properties=self._commit_properties([]),

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mer_batch import schema
+from mer_batch.audio.decode import TOLERANCE_SECONDS, AudioLimits
 from mer_batch.catalog import Catalog
 from mer_batch.feature_table import newest_whole
 from mer_batch.ledger import Ledger, track_keys
@@ -32,13 +33,16 @@ class Plan:
     pending : pa.Table
         Tracks to do: ``track_id, audio_uri, audio_version, expected_seconds, attempts,
         first_run_id, first_seen`` (the last three of an earlier reject, or 0 and null).
+    is_done : pa.ChunkedArray
+        Whether a catalog row has its scores, or features.
     n_done, n_rejected : int
-        Catalog rows that have their scores, or features, and those that are rejects already.
+        Catalog rows that are done, and those that are rejects already.
     """
 
     keys: pa.ChunkedArray
     with_versions: bool
     pending: pa.Table
+    is_done: pa.ChunkedArray
     n_done: int
     n_rejected: int
 
@@ -91,19 +95,26 @@ def make_extraction_plan(
     return plan, problems
 
 
-def with_features(plan: Plan, ledger: Ledger, features_id: str) -> tuple[pa.Table, pa.Table]:
+def with_features(
+    plan: Plan, ledger: Ledger, features_id: str, limits: AudioLimits
+) -> tuple[pa.Table, pa.Table, list[str]]:
     """Split what is pending into tracks whose features are there, and tracks to decode.
+
+    A track of another length than `limits` or the catalog allow is left to the decoder, which says
+    why it is a reject: its features were extracted when they allowed it.
 
     Returns
     -------
     from_features : pa.Table
-        Rows of ``plan.pending`` ordered by part, with `part` and, in it, `rows`; `n_frames`,
+        Rows of ``plan.pending`` in the parts' order, with `part` and, in it, `rows`; `n_frames`,
         `features_duration_seconds` and `features_version` as they stand there.
     to_decode : pa.Table
         The other rows of ``plan.pending``.
+    problems : list of str
+        Parts of features that cannot be read.
     """
     pending = plan.pending
-    segments, _ = ledger.features(features_id=features_id)
+    segments, problems = ledger.features(features_id=features_id)
     tracks = _whole_tracks(segments)
     # Without versions the newest features count.
     tracks = tracks.sort_by([("extracted_at", "descending")])
@@ -111,8 +122,28 @@ def with_features(plan: Plan, ledger: Ledger, features_id: str) -> tuple[pa.Tabl
     keys = track_keys(pending["track_id"], versions[0])
     there = track_keys(tracks["track_id"], versions[1])
     at = pc.index_in(keys, there.combine_chunks()).combine_chunks()
+    fits = _fits(tracks["duration_seconds"].take(at), pending["expected_seconds"], limits)
+    at = pc.if_else(fits.combine_chunks(), at, None)
     found = _found_features(pending, at, tracks)
-    return found.sort_by("part"), pending.filter(pc.is_null(at))
+    return _as_they_lie(found), pending.filter(pc.is_null(at)), problems
+
+
+def _fits(
+    seconds: pa.ChunkedArray, expected: pa.ChunkedArray, limits: AudioLimits
+) -> pa.ChunkedArray:
+    """Whether the decoder would take tracks of this length today."""
+    within = pc.and_(
+        pc.greater_equal(seconds, limits.min_seconds), pc.less_equal(seconds, limits.max_seconds)
+    )
+    is_short = pc.less(seconds, pc.subtract(expected, TOLERANCE_SECONDS))
+    return pc.and_not(pc.fill_null(within, False), pc.fill_null(is_short, False))
+
+
+def _as_they_lie(found: pa.Table) -> pa.Table:
+    """Ordered by part, and within it by row: neighbours are read together."""
+    places = pa.table({"part": found["part"], "row": pc.list_element(found["rows"], 0)})
+    order = [("part", "ascending"), ("row", "ascending")]
+    return found.take(pc.sort_indices(places, sort_keys=order))
 
 
 _FEATURE_COLUMNS = {
@@ -173,7 +204,8 @@ def _plan(
     return Plan(
         keys=keys,
         with_versions=versions is not None,
-        pending=_with_history(pending, rejects),
+        pending=_with_history(pending, rejects, identity),
+        is_done=is_done,
         n_done=pc.sum(is_done).as_py() or 0,
         n_rejected=pc.sum(is_rejected).as_py() or 0,
     )
@@ -190,13 +222,14 @@ def permanent(rejects: pa.Table, identity: Identity) -> pa.Table:
     return rejects.filter(pc.and_(pc.invert(passing), same))
 
 
-def reject_counts(plan: Plan, rejects: pa.Table, identity: Identity) -> dict[str, int]:
-    """How many of the catalog's rows are rejects of this extraction, by reason."""
-    rejects = rejects.filter(pc.equal(rejects["extraction_id"], identity.extraction_id))
+def reject_counts(plan: Plan, rejects: pa.Table) -> dict[str, int]:
+    """How many of the catalog's rows are rejects, of one extraction, by reason."""
     there = track_keys(
         rejects["track_id"], rejects["audio_version"] if plan.with_versions else None
     )
-    at = pc.index_in(plan.keys, there.combine_chunks()).combine_chunks()
+    # What is done all the same was done under other limits.
+    keys = plan.keys.filter(pc.invert(plan.is_done))
+    at = pc.index_in(keys, there.combine_chunks()).combine_chunks()
     reasons = rejects["reason"].take(at.drop_null())
     counts = {row["values"]: row["counts"] for row in pc.value_counts(reasons).to_pylist()}
     return dict(sorted(counts.items()))
@@ -220,8 +253,14 @@ def _versions(tracks: pa.Table, storage: Storage) -> pa.ChunkedArray:
     return pc.replace_with_mask(stated.combine_chunks(), unstated.combine_chunks(), found)
 
 
-def _with_history(pending: pa.Table, rejects: pa.Table) -> pa.Table:
-    """Add how often a pending track was rejected before, and since when."""
+def _with_history(pending: pa.Table, rejects: pa.Table, identity: Identity) -> pa.Table:
+    """Add how often a pending track was rejected before, and since when.
+
+    What this extraction has seen of a track counts, or else the latest that has seen it.
+    """
+    is_own = pc.equal(rejects["extraction_id"], identity.extraction_id).cast(pa.int8())
+    order = [("is_own", "descending"), ("last_seen", "descending")]
+    rejects = rejects.append_column("is_own", is_own).sort_by(order)  # the first counts
     at = pc.index_in(pending["track_id"], rejects["track_id"].combine_chunks())
     history = rejects.select(["attempts", "first_run_id", "first_seen"]).take(at)
     pending = pending.append_column("attempts", pc.fill_null(history["attempts"], 0))

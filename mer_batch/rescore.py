@@ -40,6 +40,7 @@ class Rescorer:
 
     def __init__(self, job: Job) -> None:
         assert isinstance(job.product, Scores)
+        self._n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")
         self._job = job
@@ -48,7 +49,8 @@ class Rescorer:
         self._scorer = Scorer(checkpoint.build())
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """Give torch its threads back."""
+        torch.set_num_threads(self._n_threads)
 
     def work(self, number: int, block: pa.Table) -> BlockReport:
         """Score a block, write its part, report it.
@@ -82,9 +84,9 @@ class Rescorer:
         wanted = np.sort(np.fromiter(lengths, np.int64, len(lengths)))
         outputs: dict[int, Float64] = {}
         try:
-            for begin, table in self._tables(part, wanted):
-                rows = _between(wanted, begin, begin + len(table))
-                segments = mels(table, self._feature_set)
+            for begin, batch in self._batches(part, wanted):
+                rows = _between(wanted, begin, begin + len(batch))
+                segments = mels(batch, self._feature_set)
                 if len(rows) < len(segments):
                     segments = segments[rows - begin]
                 n_frames = np.array([lengths[row] for row in rows.tolist()])
@@ -94,18 +96,27 @@ class Rescorer:
             pass  # the rows from here on are missing: their tracks are left
         return outputs
 
-    def _tables(self, part: str, wanted: Int64) -> Iterator[tuple[int, pa.Table]]:
-        """Runs of rows that hold wanted ones, and the row that each begins with."""
+    def _batches(self, part: str, wanted: Int64) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Runs of rows that hold wanted ones, and the row that each begins with.
+
+        However large the part's row groups are (compacting a table makes huge ones), only a run
+        of rows is held unpacked at a time.
+        """
         end = 0
         with open_part(self._job.storage, parse_uri(part)) as file:
             for group in range(file.num_row_groups):
                 begin, end = end, end + file.metadata.row_group(group).num_rows
-                if not len(_between(wanted, begin, end)):
+                last = _between(wanted, begin, end)[-1:]
+                if not len(last):
                     continue
-                table = file.read_row_group(group, columns=["mel"], use_threads=False)
-                for first in range(begin, end, _RUN_ROWS):
-                    if len(_between(wanted, first, first + _RUN_ROWS)):
-                        yield first, table.slice(first - begin, _RUN_ROWS)
+                for batch in file.iter_batches(
+                    _RUN_ROWS, row_groups=[group], columns=["mel"], use_threads=False
+                ):
+                    if len(_between(wanted, begin, begin + len(batch))):
+                        yield begin, batch
+                    begin += len(batch)
+                    if begin > last[0]:
+                        break
 
     def _n_frames(self, track: dict[str, Any]) -> int:
         """How much of a segment the model is shown."""

@@ -62,7 +62,7 @@ class Identity:
     Attributes
     ----------
     features_id, model_id : str
-        Of the feature set with its decoder, and of the weights.
+        Of the feature set with its decoder, and of the weights with the intervals of their card.
     extraction_id : str
         Of the feature set and the audio limits: what a reject depends on.
     """
@@ -124,10 +124,12 @@ def features_schema(id_type: pa.DataType) -> pa.Schema:
 
 
 def rejects_schema(id_type: pa.DataType) -> pa.Schema:
-    """Columns of the ``rejects/`` table: one row per track that could not be scored.
+    """Columns of ``rejects/``: one row per track that could not be scored, or not be extracted.
 
     ``extraction_id`` names the feature set, decoder and limits that the track was tried under: a
-    permanent reject is tried again when one of them, or the audio, has changed.
+    permanent reject is tried again when one of them, or the audio, has changed. ``product`` is
+    what could not be made of it: a track has one row for ``scores``, and one for ``features`` under
+    every ``extraction_id``.
     """
     return pa.schema(
         [
@@ -142,6 +144,7 @@ def rejects_schema(id_type: pa.DataType) -> pa.Schema:
             pa.field("first_seen", _TIME),
             pa.field("last_seen", _TIME),
             pa.field("extraction_id", pa.string(), nullable=False),
+            pa.field("product", pa.string()),
         ]
     )
 

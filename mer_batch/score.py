@@ -99,8 +99,10 @@ class Scorer:
         -------
         float64, shape (n_rows, n_members, 2)
             For :func:`track_score`: the same numbers as those of one track by itself, but for
-            rounding.
+            rounding. Of no rows, shape (0, 0, 2).
         """
+        if len(segments) == 0:
+            return np.empty((0, 0, len(TARGETS)))
         found: list[tuple[npt.NDArray[np.intp], Float64]] = []
         for length in np.unique(n_frames).tolist():
             rows = np.flatnonzero(n_frames == length)

@@ -88,7 +88,7 @@ class FeaturePart:
         """The part as a Parquet file."""
         self._flush()
         self._writer.close()
-        return self._buffer.getvalue()
+        return self._buffer.getvalue()  # the buffer itself, no copy
 
     def _flush(self) -> None:
         if not self._rows:

@@ -16,13 +16,25 @@ from mer_batch.audio.decode import AudioLimits
 from mer_batch.audio.mel import MelParameters
 from mer_batch.extract import Extractor, TrackFeatures
 from mer_batch.feature_sets import FeatureSet
-from mer_batch.schema import SCORE_COLUMNS
+from mer_batch.schema import INTERVAL_FIELDS, SCORE_COLUMNS, TARGETS
 
 #: Decibels are kept in steps of this size: exact in half floats, at most 1/32 dB off, and a sixth
 #: less to store. Single floats are kept as they are.
 STEP_DB = 1 / 16
 
 Dtype = Literal["float16", "float32"]
+
+_MAX_INT32 = 2**31 - 1
+# More than any track's length [s] or any spread, and far from where a single float ends.
+_MAX_FLOAT = 1e9
+
+# What the values of a score may be; a spread or an interval may be unknown.
+_SCORE_RANGES = {
+    **dict.fromkeys((*TARGETS, *(field.name for field in INTERVAL_FIELDS)), (-1.0, 1.0)),
+    **dict.fromkeys((f"{target}_std" for target in TARGETS), (0.0, _MAX_FLOAT)),
+    "duration_seconds": (0.0, _MAX_FLOAT),
+}
+_NEVER_UNKNOWN = {*TARGETS, "n_segments", "duration_seconds"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Task(Protocol):
         """Raw bytes that must follow a reply; ValueError where its form is not as it should be."""
 
     def outcome(self, header: dict[str, Any], payload: bytes | bytearray) -> Any:
-        """The outcome out of a reply that `n_bytes` has passed."""
+        """The outcome out of a reply that `n_bytes` has passed; ValueError as there."""
 
     def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
         """In the child: what is done to a track. It may raise AudioError."""
@@ -90,8 +102,14 @@ class ScoreTask:
 
     def n_bytes(self, header: dict[str, Any]) -> int:
         """No bytes: a score is all in the header."""
-        if header.keys() != set(SCORE_COLUMNS) or not all(
-            value is None or isinstance(value, int | float) for value in header.values()
+        if (
+            header.keys() != set(SCORE_COLUMNS)
+            or any(header[name] is None for name in _NEVER_UNKNOWN)
+            or not _is_count(header["n_segments"], _MAX_INT32)
+            or not all(
+                header[name] is None or _is_float(header[name], *range_)
+                for name, range_ in _SCORE_RANGES.items()
+            )
         ):
             raise ValueError(f"unexpected keys or values under {sorted(header)!r}"[:500])
         return 0
@@ -149,9 +167,8 @@ class ExtractTask:
             header.keys() != {"starts_seconds", "n_frames", "duration_seconds"}
             or not isinstance(starts, list)
             or not 1 <= len(starts) <= self.feature_set.max_segments
-            or not all(isinstance(v, int | float) for v in (*starts, header["duration_seconds"]))
-            or not isinstance(header["n_frames"], int)
-            or not 1 <= header["n_frames"] <= self.feature_set.segment_frames
+            or not all(_is_float(v, 0.0, _MAX_FLOAT) for v in (*starts, header["duration_seconds"]))
+            or not _is_count(header["n_frames"], self.feature_set.segment_frames)
         ):
             raise ValueError(f"unexpected keys or values under {sorted(header)!r}"[:500])
         return len(starts) * self._n_values() * np.dtype(self.dtype).itemsize
@@ -160,6 +177,8 @@ class ExtractTask:
         """Features in decibels, of this task's type."""
         shape = (-1, self.feature_set.mel.n_mels, self.feature_set.segment_frames)
         segments = np.frombuffer(payload, self.dtype).reshape(shape)
+        if not np.isfinite(segments).all():
+            raise ValueError("features that are NaN or infinite")
         return TrackFeatures(segments=segments, **header)
 
     def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
@@ -189,6 +208,16 @@ class ExtractTask:
 
     def _n_values(self) -> int:
         return self.feature_set.mel.n_mels * self.feature_set.segment_frames
+
+
+def _is_count(value: object, most: int) -> bool:
+    """Whether a reply's value is a whole number from 1 to `most`; True is none."""
+    return type(value) is int and 1 <= value <= most
+
+
+def _is_float(value: object, lowest: float, highest: float) -> bool:
+    """Whether a reply's value is a float within bounds, which NaN is never."""
+    return type(value) is float and lowest <= value <= highest
 
 
 _TASKS = {kind.name: kind for kind in (ScoreTask, ExtractTask)}

@@ -156,6 +156,25 @@ def test_intervals_come_from_the_card(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_other_intervals_are_another_id(tmp_path: Path) -> None:
+    """They are in every row of scores: calibrated anew, tracks are scored anew."""
+    save(tmp_path)
+    ids = [load(tmp_path).model_id]
+    for reach, level in ((0.3, 0.9), (0.4, 0.9), (0.3, 0.9)):
+        half_width = {"arousal": reach, "valence": None}
+        intervals = {
+            "level": level, "calibrated_on": "a set", "half_width": half_width, "coverage": {},
+        }  # fmt: skip
+        edit_card(tmp_path, intervals=intervals)
+        ids.append(load(tmp_path).model_id)
+    assert ids[1] == ids[3]
+    assert len(set(ids)) == 3
+    edit_card(tmp_path, notes="what a person may change")
+    assert load(tmp_path).model_id == ids[3]
+    edit_card(tmp_path, intervals=None)
+    assert load(tmp_path).model_id == ids[0] == load(tmp_path).card.weights_sha256[:12]
+
+
 def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
     save(tmp_path)
     weights = (tmp_path / "weights.safetensors").read_bytes()

@@ -218,7 +218,8 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, checkpoint: ScoreTask) -
     "reply",
     [
         b"", b"[]", b"nonsense", b'{"valence": 1}', b'{"reason": "because", "message": "x"}',
-        b'{"reason": "silent", "message": 1}', b"\xff",
+        b'{"reason": "silent", "message": 1}', b"\xff", b"[" * 60_000, b'{"n_segments":' * 4_000,
+        b'{"reason": [], "message": "x"}',
         b'{"valence": [], "arousal": 0, "valence_std": null, "arousal_std": null, '
         b'"n_segments": 1, "duration_seconds": 1}',
     ],
@@ -227,6 +228,26 @@ def test_a_reply_of_another_form_is_not_trusted(reply: bytes) -> None:
     for task in (ScoreTask(b"", b""), ExtractTask(feature_set("log_mel"), "float16")):
         with pytest.raises(ValueError):
             task.n_bytes(_checked(bytearray(reply)))
+
+
+def test_what_a_reject_says_can_be_written() -> None:
+    """A lone surrogate is JSON, but no UTF-8."""
+    reply = _checked(bytearray(b'{"reason": "silent", "message": "x \\ud800"}'))
+    assert reply == {"reason": "silent", "message": "x ?"}
+
+
+@pytest.mark.parametrize("reply", [b"[" * 60_000, b'{"reason": [], "message": "x"}', b"{}"])
+def test_a_child_that_sends_nonsense_costs_one_track(
+    child: Child, reply: bytes, short_mp3s: dict[str, bytes]
+) -> None:
+    before = score_of(child, short_mp3s["calm"])
+    ours, theirs = socket.socketpair()
+    child._socket.close()
+    child._socket = ours
+    with theirs:
+        theirs.sendall(struct.pack(">Q", len(reply)) + reply)
+        assert reason_of(child, short_mp3s["sad"]) == "decoder_crash"
+    assert score_of(child, short_mp3s["calm"]) == before
 
 
 @pytest.fixture

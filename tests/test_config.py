@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mer_batch import schema
 from mer_batch.config import (
@@ -259,6 +260,8 @@ def test_the_files_that_come_along_show_every_key_with_its_default(
 
 
 def test_features_follow_the_configuration() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 100"):
+        FeaturesConfig(max_segments=101)
     features = FeaturesConfig(name="paper", placement="random", max_segments=3).feature_set()
     assert features == replace(feature_set("paper"), placement="random", max_segments=3)
     assert FeaturesConfig().feature_set() == feature_set("log_mel")

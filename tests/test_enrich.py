@@ -111,6 +111,19 @@ def test_what_was_tried_since_the_last_night_is_counted(bench: Bench) -> None:
     assert counted(later) == (0, 0)
 
 
+def test_what_other_extractions_rejected_is_no_matter_here(bench: Bench) -> None:
+    other = Identity("f", "m", "other")
+    found = ("a", "1", "too_long"), ("b", "1", "too_long")
+    bench.reject(*found, identity=other, product="features")
+    bench.reject(("b", "1", "silent"), ("c", "1", "truncated"))
+    bench.score(("a", "1"), ("c", "1"))
+    plan = bench.plan(bench.catalog(dict.fromkeys("abc", "1")))
+    outcome = look_up_outcome(plan, bench.ledger, TODAY)
+    assert outcome.columns["tag_status"].to_pylist() == ["scored", "silent", "scored"]
+    budget = open_budget(plan, bench.ledger, TODAY, last_published=None, max_reject_rate=0.5)
+    assert (budget.n_tried, budget.n_rejected) == (3, 1), "each track once"
+
+
 # ------------------------------------------------------------------ publish
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Schema, write_deltalake
 
 from mer_batch import schema
 from mer_batch.config import StorageConfig
@@ -55,7 +55,8 @@ def reject(track_id: object, reason: str | None = "silent", **columns: Any) -> d
     return {
         "track_id": track_id, "audio_uri": "/a", "audio_version": "v1", "reason": reason,
         "message": "nothing to hear", "attempts": 1, "first_run_id": "r1", "last_run_id": "r1",
-        "first_seen": NOW, "last_seen": NOW, "extraction_id": "e", **columns,
+        "first_seen": NOW, "last_seen": NOW, "extraction_id": "e",
+        "product": "scores", **columns,
     }  # fmt: skip
 
 
@@ -68,8 +69,8 @@ def scored_ids(ledger: Ledger, features_id: str = "f", model_id: str = "m") -> l
     return sorted(table["track_id"].to_pylist())
 
 
-def rejected(ledger: Ledger) -> dict[Any, str]:
-    table = ledger.rejects()
+def rejected(ledger: Ledger, extraction_id: str = "e") -> dict[Any, str]:
+    table = ledger.rejects(extraction_id)
     return dict(zip(table["track_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
@@ -154,20 +155,67 @@ def test_rejects_are_inserted_updated_and_deleted(place: Place) -> None:
     merge(
         ledger,
         reject("b", "timeout", attempts=2, message=None),
-        reject("c", None, audio_version="", extraction_id=""),
+        reject("c", None, audio_version=""),
         reject("d", "not_found"),
-        reject("never rejected", None, audio_version="", extraction_id=""),
+        reject("never rejected", None, audio_version=""),
     )
     assert rejected(ledger) == {"a": "silent", "b": "timeout", "d": "not_found"}
     (b,) = ledger.rejects().filter(pa.compute.field("track_id") == "b").to_pylist()
     assert b == {**reject("b", "timeout", attempts=2, message=None)}
 
 
+def test_extractions_keep_their_rejects_apart(place: Place) -> None:
+    ledger = open_ledger(place)
+    features = {"product": "features", "extraction_id": "other"}
+    third = {"product": "features", "extraction_id": "third"}
+    merge(ledger, reject("a", "too_long"), reject("b", "silent"))
+    night = ledger.content_id("e")
+    merge(ledger, reject("a", "timeout", **features), reject("c", "silent", **features))
+    merge(ledger, reject("b", None, **features))
+    merge(ledger, reject("a", "truncated", **third))
+    assert ledger.content_id("e") == night
+    assert rejected(ledger, "e") == {"a": "too_long", "b": "silent"}
+    assert rejected(ledger, "other") == {"a": "timeout", "c": "silent"}
+    assert rejected(ledger, "third") == {"a": "truncated"}
+    merge(ledger, reject("a", None))
+    assert rejected(ledger, "e") == {"b": "silent"}
+    assert rejected(ledger, "other") == {"a": "timeout", "c": "silent"}
+
+
+def test_a_track_is_a_reject_of_tagging_once_whatever_its_limits(place: Place) -> None:
+    ledger = open_ledger(place)
+    merge(ledger, reject("a", "too_short"), reject("b", "silent"))
+    merge(ledger, reject("a", "truncated", extraction_id="later"))
+    merge(ledger, reject("b", None, extraction_id="later"))
+    assert rejected(ledger, "later") == {"a": "truncated"}
+    assert ledger.rejects().num_rows == 1
+
+
+def test_rejects_of_an_earlier_release_are_those_of_tagging(place: Place) -> None:
+    ledger = open_ledger(place)
+    old = schema.rejects_schema(pa.string())
+    old = old.remove(old.get_field_index("product"))
+    storage, output = place
+    location = output.child("rejects")
+    write_deltalake(
+        location.uri,
+        pa.Table.from_pylist([reject("a"), reject("b")], schema=old),
+        mode="overwrite",
+        schema_mode="overwrite",
+        storage_options=storage.delta_options(location),
+    )
+    ledger = open_ledger(place, generation=2)
+    assert rejected(ledger) == {"a": "silent", "b": "silent"}
+    merge(ledger, reject("a", None), reject("b", "truncated"))
+    assert rejected(ledger) == {"b": "truncated"}
+    assert ledger.rejects().num_rows == 1
+
+
 def test_no_rows_are_no_commit(place: Place) -> None:
     ledger = open_ledger(place)
-    before = ledger.content_id()
+    before = ledger.content_id("e")
     merge(ledger)
-    assert ledger.content_id() == before
+    assert ledger.content_id("e") == before
 
 
 # ------------------------------------------------------------------ fence
@@ -276,10 +324,10 @@ def test_a_sweep_behind_a_symbolic_link_removes_only_orphans(tmp_path: Path) -> 
 
 def test_the_content_id_changes_with_every_change_and_only_then(place: Place) -> None:
     ledger = open_ledger(place)
-    seen = [ledger.content_id()]
+    seen = [ledger.content_id("e")]
 
     def changed() -> bool:
-        seen.append(ledger.content_id())
+        seen.append(ledger.content_id("e"))
         return seen[-1] != seen[-2]
 
     ledger.commit_parts([write_part(place, "r1", "p1", ["a"])], run_id="r1", sequence=1)
@@ -289,7 +337,7 @@ def test_the_content_id_changes_with_every_change_and_only_then(place: Place) ->
     merge(ledger, reject("b", "timeout"))
     assert changed()
     ledger.fence(2)
-    assert Ledger(*place, pa.string()).content_id() == seen[-1]
+    assert Ledger(*place, pa.string()).content_id("e") == seen[-1]
     merge(ledger, reject("b", None))
     assert changed()
     # As it was when only `a` was known.

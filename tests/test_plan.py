@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mer_batch import schema
+from mer_batch.audio.decode import AudioLimits
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.ledger import Ledger, Part
-from mer_batch.plan import Plan, make_plan, permanent
+from mer_batch.plan import Plan, make_plan, permanent, reject_counts, with_features
 from mer_batch.schema import Identity, reject_rows
 from mer_batch.storage import Storage, parse_uri
 
@@ -79,7 +81,7 @@ class Bench:
             {
                 "track_id": i, "audio_version": version, "reason": reason, "attempts": 2,
                 "first_run_id": "first", "first_seen": NOW, "last_run_id": "r", "last_seen": NOW,
-                "extraction_id": identity.extraction_id, **columns,
+                "extraction_id": identity.extraction_id, "product": "scores", **columns,
             }
             for i, version, reason in tracks
         ]  # fmt: skip
@@ -202,6 +204,30 @@ def test_permanent_rejects_are_those_of_this_extraction(bench: Bench) -> None:
     assert permanent(bench.ledger.rejects(), TODAY)["track_id"].to_pylist() == ["a"]
 
 
+def test_every_extraction_has_its_own_history_of_a_track(bench: Bench) -> None:
+    other = Identity("g", "m", "other")
+    later = NOW + datetime.timedelta(hours=1)
+    bench.reject(("a", "1", "timeout"), ("b", "1", "timeout"), attempts=1)
+    bench.reject(
+        ("a", "1", "silent"), identity=other, attempts=5, last_seen=later, product="features"
+    )
+    catalog = bench.catalog({"a": "1", "b": "1"})
+    assert bench.plan(catalog).pending["attempts"].to_pylist() == [1, 1]
+    under_other = bench.plan(catalog, other)
+    assert (pending(under_other), under_other.n_rejected) == (["b"], 1)
+    third = bench.plan(catalog, Identity("h", "m", "third")).pending
+    assert third["track_id"].to_pylist() == ["a", "b"], "once each"
+    assert third["attempts"].to_pylist() == [5, 1], "the latest that is known"
+
+
+def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: Bench) -> None:
+    bench.reject(("a", "1", "too_long"), ("b", "1", "silent"))
+    bench.score(("a", "1"))
+    plan = bench.plan(bench.catalog({"a": "1", "b": "1"}))
+    assert reject_counts(plan, bench.ledger.rejects("e")) == {"silent": 1}
+    assert (plan.n_done, plan.n_rejected) == (1, 1)
+
+
 STATES = ("new", "scored", "changed", "rejected", "passing", "other limits", "other model")
 
 
@@ -230,3 +256,50 @@ def test_every_track_is_pending_scored_or_rejected(
     assert plan.n_rejected == len(by_state["rejected"])
     done = {"scored", "rejected"}
     assert pending(plan) == [f"t{n}" for n, state in enumerate(states) if state not in done]
+
+
+# ------------------------------------------------------------------ features
+
+SECONDS = {"fits": 60.0, "short": 0.9, "long": 90.1, "cut": 59.0, "rounded": 59.6}
+
+
+def with_planted_features(bench: Bench, limits: AudioLimits) -> tuple[list[str], list[str]]:
+    """Ids of tracks that are scored from features of these durations, and of those decoded."""
+    rows = [
+        {
+            "track_id": track_id, "segment": 0, "n_segments": 1, "n_frames": 5,
+            "duration_seconds": seconds, "audio_uri": f"{track_id}.mp3", "audio_version": "1",
+            "features_id": "f", "extracted_at": NOW, "mel": [0.0],
+        }
+        for track_id, seconds in SECONDS.items()
+    ]  # fmt: skip
+    ledger = Ledger(bench.storage, bench.output, pa.string(), product="features")
+    ledger.fence(1)
+    path = bench.folder / "out" / "features" / "r" / "part.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.features_schema(pa.string())), path)
+    part = Part("r/part.parquet", path.stat().st_size, len(rows))
+    ledger.commit_parts([part], run_id="r", sequence=1)
+    bench.ledger = Ledger(bench.storage, bench.output, pa.string())
+    bench.ledger.fence(2)
+    catalog = bench.catalog(dict.fromkeys([*SECONDS, "new"], "1"))
+    plan = bench.plan(catalog)
+    expected = {"cut": 60.0, "rounded": 60.0}
+    seconds = [expected.get(i) for i in plan.pending["track_id"].to_pylist()]
+    at = plan.pending.schema.get_field_index("expected_seconds")
+    pending = plan.pending.set_column(at, "expected_seconds", pa.array(seconds, pa.float64()))
+    plan = replace(plan, pending=pending)
+    found, to_decode, problems = with_features(plan, bench.ledger, "f", limits)
+    assert problems == []
+    return found["track_id"].to_pylist(), to_decode["track_id"].to_pylist()
+
+
+def test_features_of_lengths_that_are_rejects_today_are_not_scored(bench: Bench) -> None:
+    found, to_decode = with_planted_features(bench, AudioLimits(min_seconds=1, max_seconds=90))
+    assert sorted(found) == ["fits", "rounded"]
+    assert to_decode == ["short", "long", "cut", "new"]
+
+
+def test_features_are_scored_where_the_limits_allow_their_length(bench: Bench) -> None:
+    found, _ = with_planted_features(bench, AudioLimits(min_seconds=0.5, max_seconds=100))
+    assert sorted(found) == ["fits", "long", "rounded", "short"]

@@ -60,3 +60,8 @@ def test_intervals_reach_as_far_as_they_were_calibrated_but_not_off_the_scale() 
     assert (columns["arousal_low"], columns["arousal_high"]) == pytest.approx((-1.0, -0.6))
     unknown = TrackScore((0.1, -0.9), None, 1).columns(30.0, (None, 0.3))
     assert unknown["valence_low"] is None and unknown["valence_high"] is None
+
+
+def test_no_rows_are_no_outputs() -> None:
+    outputs = Scorer(Mean()).outputs(np.empty((0, 4, 8), np.float32), np.empty(0, np.int64))
+    assert outputs.shape == (0, 0, 2)

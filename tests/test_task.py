@@ -15,7 +15,7 @@ from mer_batch.checkpoint import builtin_checkpoint
 from mer_batch.extract import Extractor
 from mer_batch.feature_sets import feature_set, feature_set_names
 from mer_batch.schema import SCORE_COLUMNS
-from mer_batch.task import STEP_DB, ExtractTask, GivenTrack, ScoreTask, task_of
+from mer_batch.task import STEP_DB, Dtype, ExtractTask, GivenTrack, ScoreTask, task_of
 from tests.sounds import without_tag
 
 
@@ -107,6 +107,12 @@ def test_the_length_of_what_follows_is_that_of_the_header() -> None:
         {"n_frames": 1.5},
         {"duration_seconds": "60"},
         {"more": 1},
+        {"n_frames": True},
+        {"starts_seconds": [float("nan")]},
+        {"starts_seconds": [10**400]},
+        {"starts_seconds": [-1.0]},
+        {"duration_seconds": float("inf")},
+        {"duration_seconds": True},
     ],
 )
 def test_a_header_of_another_form_is_not_trusted(change: dict[str, Any]) -> None:
@@ -120,3 +126,49 @@ def test_scores_have_the_tables_columns(short_mp3s: dict[str, bytes]) -> None:
     header, payload = task.worker(AudioLimits())(GivenTrack(short_mp3s["calm"]))
     assert task.n_bytes(json.loads(json.dumps(header))) == len(payload) == 0
     assert tuple(header) == SCORE_COLUMNS
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_not_trusted(dtype: Dtype, value: float) -> None:
+    task = ExtractTask(feature_set("log_mel"), dtype)
+    segments = np.zeros((2, 80, 646), dtype)
+    assert task.outcome(GOOD, segments.tobytes()).segments.shape == segments.shape
+    segments[1, 79, 645] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        task.outcome(GOOD, segments.tobytes())
+
+
+GOOD_SCORE = {
+    "valence": -1.0, "arousal": 0.25, "valence_std": None, "arousal_std": 0.5,
+    "valence_low": -1.0, "valence_high": 1.0, "arousal_low": None, "arousal_high": None,
+    "n_segments": 7, "duration_seconds": 60.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"valence": float("nan")},
+        {"valence": 1.5},
+        {"valence": None},
+        {"arousal": True},
+        {"arousal": 10**400},
+        {"arousal_std": -0.1},
+        {"arousal_std": float("inf")},
+        {"valence_low": -1.1},
+        {"valence_high": "1"},
+        {"n_segments": True},
+        {"n_segments": 7.0},
+        {"n_segments": 0},
+        {"n_segments": 2**31},
+        {"duration_seconds": float("inf")},
+        {"duration_seconds": None},
+        {"more": 1.0},
+    ],
+)
+def test_a_score_off_its_scale_is_not_trusted(change: dict[str, Any]) -> None:
+    task = ScoreTask(b"card", b"weights")
+    assert task.n_bytes(GOOD_SCORE) == 0
+    with pytest.raises(ValueError, match="unexpected keys or values"):
+        task.n_bytes({**GOOD_SCORE, **change})

@@ -32,9 +32,9 @@ _BLOCK_SAMPLES = 65_536
 _MAX_CHANNELS = 8
 _SAMPLE_RATES_HZ = range(4_000, 400_000)
 
-# How much audio may be missing before a track counts as cut. Encoder delay, padding and a
-# catalog that rounds to whole seconds stay below it.
-_TOLERANCE_SECONDS = 0.5
+#: How much audio may be missing before a track counts as cut [s]. Encoder delay, padding and a
+#: catalog that rounds to whole seconds stay below it.
+TOLERANCE_SECONDS = 0.5
 
 # Peaks below -80 dBFS are silence: a 16-bit recording's dither is at -90.
 _SILENCE_PEAK = 1e-4
@@ -244,7 +244,7 @@ def _claimed_seconds(sound: _ForwardFile) -> float | None:
 
 
 def _is_short_of(seconds: float, promised: float | None) -> bool:
-    return promised is not None and seconds < promised - _TOLERANCE_SECONDS
+    return promised is not None and seconds < promised - TOLERANCE_SECONDS
 
 
 def _check_whole(
@@ -274,13 +274,13 @@ def _check_headers(stream: MpegStream, limits: AudioLimits) -> None:
             "truncated",
             f"{stream.seconds:.2f} s of the {stream.promised_seconds:.2f} s that the file promises",
         )
-    if stream.seconds > limits.max_seconds + _TOLERANCE_SECONDS:
+    if stream.seconds > limits.max_seconds + TOLERANCE_SECONDS:
         raise AudioError(
             "too_long", f"{stream.seconds:.0f} s, more than max_seconds={limits.max_seconds:g}"
         )
     for rate, n_samples in stream.other_rates.items():
         # Such a stream has no single time axis.
-        if n_samples / rate > _TOLERANCE_SECONDS:
+        if n_samples / rate > TOLERANCE_SECONDS:
             raise AudioError(
                 "decode_error",
                 f"the sample rate changes within the stream: {stream.sample_rate} Hz, then "

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
-from mer_batch.block import Job, work_block
+from mer_batch.block import Job, Product, work_block
 from mer_batch.budget import Budget
 from mer_batch.catalog import read_catalog
 from mer_batch.config import ExtractConfig
@@ -19,8 +19,9 @@ from mer_batch.schema import Identity
 from mer_batch.shards import Features
 from mer_batch.storage import Storage
 
-# A part of features is built in memory: half a megabyte a track of seven segments.
+# A part of features is built in memory: up to a hundred kilobytes a segment in half floats.
 _MAX_BLOCK_TRACKS = 128
+_MAX_BLOCK_SEGMENTS = 128 * 7
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def run(config: ExtractConfig, console: Console) -> ExtractSummary:
         session.sweep()
         plan = _plan(session, job)
         work = _work(config, session, job, plan)
-        session.sweep_own()
+        with no_refusal():
+            session.sweep_own()
         return _summary(session, job, plan, work, began)
 
 
@@ -107,7 +109,9 @@ def _plan(session: Session, job: Job) -> Plan:
         job.identity,
         detect_changes=session.detects_changes,
     )
-    session.run.manifest.update(features_id=job.identity.features_id)
+    session.run.manifest.update(
+        features_id=job.identity.features_id, extraction_id=job.identity.extraction_id
+    )
     for problem in problems:
         session.say(f"a part of features cannot be read, its tracks are to do again: {problem}")
     session.announce(plan)
@@ -130,14 +134,21 @@ def _work(config: ExtractConfig, session: Session, job: Job, plan: Plan) -> Work
         session.console.print("nothing to decode: every track has its features already")
         return work
     with work, work.on_a_fleet(n_pending, doing="extracting") as fleet:
-        blocks = even_blocks(plan.pending, fleet.n_cpus, most=_MAX_BLOCK_TRACKS)
+        blocks = even_blocks(plan.pending, fleet.n_cpus, most=_most_tracks(job.product))
         fleet.run(work_block, blocks)
     return work
 
 
+def _most_tracks(product: Product) -> int:
+    """Tracks of a block whose part fits into a worker's memory."""
+    assert isinstance(product, Features)
+    n_segments = _MAX_BLOCK_SEGMENTS // (2 if product.dtype == "float32" else 1)
+    return max(1, min(_MAX_BLOCK_TRACKS, n_segments // product.feature_set.max_segments))
+
+
 def _summary(session: Session, job: Job, plan: Plan, work: Work, began: float) -> ExtractSummary:
     with no_refusal():
-        n_rejected = reject_counts(plan, session.ledger.rejects(), job.identity)
+        n_rejected = reject_counts(plan, session.ledger.rejects(job.identity.extraction_id))
     return ExtractSummary(
         run_id=session.run.run_id,
         features_id=job.identity.features_id,

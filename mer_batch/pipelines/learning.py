@@ -272,8 +272,9 @@ def _rejects(
         if not missing:
             continue
         folder = _features_folder(config, dataset)
+        # The latest first: of several extractions that one counts.
         rows = Ledger(storage, folder, pa.string()).rejects().to_pylist()
-        why = {row["track_id"]: (row["reason"], row["message"]) for row in rows}
+        why = {row["track_id"]: (row["reason"], row["message"]) for row in reversed(rows)}
         for track_id in missing:
             reason, message = why.get(track_id, ("storage_error", "no features and no reject"))
             rejects.append(RejectedClip(dataset.name, track_id, reason, message))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from mer_batch.block import BlockReport, reject_table
+from mer_batch.block import BlockReport, Job, reject_table
 from mer_batch.catalog import Catalog
 from mer_batch.config import ExtractConfig, TagConfig
 from mer_batch.enrich import sweep_unfinished
@@ -139,10 +139,12 @@ class Committer:
     Parameters
     ----------
     session : Session
+    job : Job
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, job: Job) -> None:
         self._session = session
+        self._job = job
         self._waiting: list[BlockReport] = []
         self._sequence = 0
         self._last = time.monotonic()
@@ -175,7 +177,8 @@ class Committer:
             run.lease.check()
             ledger.renew()
             # Rejects first: should the run end between the two, a mended track is only tried again.
-            ledger.merge_rejects(reject_table(self._waiting, self._session.catalog.id_type))
+            id_type = self._session.catalog.id_type
+            ledger.merge_rejects(reject_table(self._waiting, id_type, self._job))
             parts = [
                 Part(report.part_path, report.part_bytes, report.n_rows)
                 for report in self._waiting

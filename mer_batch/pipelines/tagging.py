@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -141,18 +143,22 @@ def _work(
     if len(plan.pending) == 0:
         session.console.print("nothing to decode: every track has its outcome already")
         return rescored, decoded
-    from_features, to_decode = with_features(plan, session.ledger, job.identity.features_id)
+    from_features, to_decode, problems = with_features(
+        plan, session.ledger, job.identity.features_id, job.limits.audio
+    )
+    for problem in problems:
+        session.say(f"a part of features cannot be read, its tracks are decoded: {problem}")
     with work:
         if len(to_decode) == 0 and len(from_features) <= _MAX_WITHOUT_RAY:
             rescored = _rescore_here(work, job, from_features, checkpoint)
-            to_decode = _tracks(plan, rescored.left_ids)
+            to_decode = _damaged(session, plan, rescored)
             from_features = from_features.slice(0, 0)
         n_tracks = len(to_decode) + len(from_features)
         if n_tracks:
             with work.on_a_fleet(n_tracks, doing="tagging", meanwhile=checkpoint.check) as fleet:
                 if len(from_features):
                     rescored = fleet.run(_rescore_block, _blocks_by_part(from_features))
-                    left = _tracks(plan, rescored.left_ids)
+                    left = _damaged(session, plan, rescored)
                     to_decode = pa.concat_tables([to_decode, left])
                 decoded = fleet.run(work_block, even_blocks(to_decode, fleet.n_cpus))
     if rescored.n_done:
@@ -173,9 +179,9 @@ def _rescore_here(work: Work, job: Job, from_features: pa.Table, checkpoint: Che
     from mer_batch.rescore import Rescorer
 
     checkpoint.check()
-    rescorer = Rescorer(job)
     blocks = _blocks_by_part(from_features)
-    return work.in_this_process(rescorer.work, blocks, len(from_features), doing="re-scoring")
+    with contextlib.closing(Rescorer(job)) as rescorer:
+        return work.in_this_process(rescorer.work, blocks, len(from_features), doing="re-scoring")
 
 
 def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
@@ -185,19 +191,25 @@ def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
 
 
 def _blocks_by_part(from_features: pa.Table) -> Iterator[pa.Table]:
-    """Blocks that hold whole parts, several where they are small."""
+    """Blocks that hold whole parts, several where they are small; a huge one is divided."""
     n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, len(from_features) // _BLOCKS))
     parts = from_features["part"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(parts, prepend=-1))
     begin = 0
     for end in [*starts[1:].tolist(), len(parts)]:
         if end - begin >= n_tracks or end == len(parts):
-            yield from_features.slice(begin, end - begin).combine_chunks()
+            n_blocks = max(1, (end - begin) // MAX_BLOCK_TRACKS)
+            cuts = np.linspace(begin, end, n_blocks + 1).astype(int).tolist()
+            for first, last in pairwise(cuts):
+                yield from_features.slice(first, last - first).combine_chunks()
             begin = end
 
 
-def _tracks(plan: Plan, ids: list[object]) -> pa.Table:
-    wanted = pa.array(ids, plan.pending["track_id"].type)
+def _damaged(session: Session, plan: Plan, rescored: Stage) -> pa.Table:
+    """The tracks whose features turned out to be of no use."""
+    if rescored.left_ids:
+        session.say(f"{len(rescored.left_ids):,} tracks have damaged features; decoding them")
+    wanted = pa.array(rescored.left_ids, plan.pending["track_id"].type)
     return plan.pending.filter(pc.is_in(plan.pending["track_id"], wanted))
 
 
@@ -228,7 +240,7 @@ def _publish(
         [
             session.catalog.fingerprint,
             plan.fingerprint(),
-            ledger.content_id(),
+            ledger.content_id(job.identity.extraction_id),
             asdict(job.identity),
             prefix,
         ]

@@ -79,7 +79,7 @@ class Work:
         self._job = job
         self._budget = budget
         self._n_tracks = n_tracks
-        self._committer = Committer(session)
+        self._committer = Committer(session, job)
         budget.check(n_tracks, {})
 
     def __enter__(self) -> Work:
@@ -104,7 +104,7 @@ class Work:
         doing: str,
     ) -> Stage:
         """Do blocks in threads of the driver, for what is over before a fleet would be there."""
-        n_threads = os.cpu_count() or 1
+        n_threads = self._session.config.ray.num_cpus or _n_cpus()
         with (
             self._progress(n_tracks, doing, "in this process") as progress,
             no_refusal(),
@@ -175,6 +175,14 @@ class Work:
         self._committer.add(report)
         progress.add(report.n_done, reasons)
         self._budget.check(self._n_tracks, self.rejects)
+
+
+def _n_cpus() -> int:
+    """Processors that this process may use; those of the machine where nobody can say."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
 
 
 class FleetWork:

@@ -97,9 +97,10 @@ def cpu_ms_a_track(paths: list[str], folder: Path, output: Path) -> tuple[float,
     identity = Identity.of(checkpoint.feature_set.features_id, "another model", {})
     ledger = Ledger(storage, place, tracks.id_type)
     plan = make_plan(tracks, ledger, storage, identity, detect_changes=True)
-    from_features, _ = with_features(plan, ledger, identity.features_id)
+    limits = ChildLimits()
+    from_features, _, _ = with_features(plan, ledger, identity.features_id, limits.audio)
     product = Scores(checkpoint.card_json, checkpoint.weights, "another model")
-    rescorer = Rescorer(Job(storage, place, "cpu", identity, product, ChildLimits()))
+    rescorer = Rescorer(Job(storage, place, "cpu", identity, product, limits))
     block = from_features.slice(0, _CPU_TRACKS).combine_chunks()
     rescorer.work(0, block.slice(0, 64))  # what is made once
     began = time.process_time()

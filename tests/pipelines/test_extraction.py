@@ -16,16 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from mer_batch import schema
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.config import StorageConfig
-from mer_batch.errors import ErrorBudgetExceeded
+from mer_batch.errors import ErrorBudgetExceeded, MerBatchError, RefusedError, StorageError
 from mer_batch.extract import Extractor
 from mer_batch.feature_sets import feature_set
 from mer_batch.feature_table import index, mels, read_features
+from mer_batch.ledger import Ledger
+from mer_batch.pipelines.extraction import _most_tracks
+from mer_batch.shards import Features
 from mer_batch.storage import Storage, parse_uri
+from mer_batch.task import Dtype
 from tests.pipelines.conftest import Extracted, Tagged, table
 from tests.pipelines.test_crash import kill, wait_for
 from tests.sounds import without_tag
@@ -155,6 +160,44 @@ def test_broken_tracks_are_rejects_of_tagging_too(extract: Extract, tag: Tag, mu
     assert "noise.mp3" in tagged.rejects["track_id"].to_pylist()
 
 
+def test_extract_and_tag_leave_each_others_rejects_alone(
+    extract: Extract, tag: Tag, music: Path
+) -> None:
+    """In one output, of other features: neither makes the other decode a broken track again."""
+    (music / "noise.mp3").write_bytes(b"this is no music" * 100)
+    for first in (True, False):
+        extracted = extract(music, features={"name": "paper"}, max_reject_rate=0.2)
+        assert extracted.summary.n_tried == (9 if first else 0)
+        assert extracted.summary.n_rejected == {"not_audio": 1}
+        tagged = tag(music, max_reject_rate=0.2)
+        assert tagged.summary.n_tried == (9 if first else 0)
+        assert tagged.summary.was_published == first
+        assert tagged.summary.outcome.n_rejected == {"not_audio": 1}
+        assert tagged.rejects["track_id"].to_pylist() == ["noise.mp3"] * 2
+
+
+def test_a_store_that_fails_after_the_work_is_no_refusal(
+    extract: Extract, music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise StorageError("the store is gone")
+
+    monkeypatch.setattr(Ledger, "sweep", fail)
+    with pytest.raises(MerBatchError, match="the store is gone") as caught:
+        extract(music)
+    assert not isinstance(caught.value, RefusedError)
+    monkeypatch.undo()
+    assert extract(music).summary.n_with_features == 8
+
+
+def test_blocks_fit_into_memory_whatever_a_tracks_segments() -> None:
+    def most(max_segments: int, dtype: Dtype) -> int:
+        return _most_tracks(Features(replace(LOG_MEL, max_segments=max_segments), dtype))
+
+    assert [most(n, "float16") for n in (1, 7, 14, 100)] == [128, 128, 64, 8]
+    assert [most(n, "float32") for n in (1, 7, 14, 100)] == [128, 64, 32, 4]
+
+
 def test_too_many_rejects_stop_it_every_time(extract: Extract, music: Path) -> None:
     for number in range(8):
         (music / f"broken-{number}.mp3").write_bytes(b"no audio" * 10)
@@ -194,7 +237,11 @@ def test_tagging_decodes_nothing_where_features_are_there(
 ) -> None:
     expected = scores_by_id(tag(long_music, output={"uri": str(tmp_path / "from mp3")}))
     extract(long_music)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
     tagged = tag(long_music)
+    assert torch.get_num_threads() == 3, "as the caller had it"
+    torch.set_num_threads(before)
     assert (tagged.summary.n_tried, tagged.summary.n_rescored) == (0, 9)
     assert "9 tracks re-scored from features" in tagged.text
     assert_same_scores(scores_by_id(tagged), expected)
@@ -280,6 +327,10 @@ def test_features_that_cannot_be_used_are_decoded_instead(
     assert tagged.summary.n_tried >= 1
     assert tagged.summary.n_tried + tagged.summary.n_rescored == 9
     assert tagged.summary.n_rescored >= 1, "other parts are as they were"
+    if damage is flip_a_byte:
+        assert "tracks have damaged features; decoding them" in tagged.text
+    if damage is cut_in_half:
+        assert "a part of features cannot be read, its tracks are decoded" in tagged.text
     assert_same_scores(scores_by_id(tagged), expected)
     assert tagged.scores.num_rows == 9
     again = extract(long_music)
