@@ -58,6 +58,8 @@ class _Sound:
         1 where there is sound, else 0.
     steps : Tensor, shape (batch, 1, n_frames - 1)
         1 where there is sound in a frame and in the next.
+    active_shares, steps_shares : Tensor
+        The same, adding up to 1: weights of means over time.
     """
 
     db: Tensor
@@ -65,6 +67,8 @@ class _Sound:
     loud: Tensor
     active: Tensor
     steps: Tensor
+    active_shares: Tensor
+    steps_shares: Tensor
 
 
 class Statistics(nn.Module):
@@ -126,8 +130,8 @@ class Statistics(nn.Module):
         pulse = self._pulse(sound, torch.cat([rises[:, [0, 1, 4]], strokes[:, :1]], dim=1))
         intervals, keys = self._harmony(sound, peaks)
         return {
-            "spectrum": _mean(self.by20 @ sound.db, sound.active),
-            "movement": _std(self.dct @ sound.db, sound.active),
+            "spectrum": _mean(self.by20 @ sound.db, sound.active_shares),
+            "movement": _std(self.dct @ sound.db, sound.active_shares),
             "flux": self._flux(sound),
             "loudness": _loudness(sound),
             "fullness": self._fullness(sound),
@@ -148,24 +152,31 @@ class Statistics(nn.Module):
         Dense, noisy and busy textures move all the time, held chords do not.
         """
         change = (self.by20 @ sound.db).diff(dim=2).abs_()
-        return _mean(change, sound.steps).clamp_min(0.01).log()
+        return _mean(change, sound.steps_shares).clamp_min(0.01).log()
 
     def _fullness(self, sound: _Sound) -> Tensor:
         """How many bands sound at once: mean and deviation of their share, mean in four ranges."""
         full = (sound.db > -_FULL_DB).to(sound.db.dtype)
         share = full.mean(dim=1, keepdim=True)
-        by_range = self.by4 @ _mean(full, sound.active)[..., None]
+        by_range = self.by4 @ _mean(full, sound.active_shares)[..., None]
         return torch.cat(
-            [_mean(share, sound.active), _std(share, sound.active), by_range.squeeze(2)], dim=1
+            [
+                _mean(share, sound.active_shares),
+                _std(share, sound.active_shares),
+                by_range.squeeze(2),
+            ],
+            dim=1,
         )
 
     def _evenness(self, sound: _Sound) -> Tensor:
         """Whether each of eight ranges sounds all the time or now and then: log kurtosis."""
         ranges = self.by8 @ sound.db
-        deviations = ranges - _mean(ranges, sound.active)[..., None]
+        deviations = ranges - _mean(ranges, sound.active_shares)[..., None]
         squares = deviations.square_()
-        variance = _mean(squares, sound.active).clamp_min(0.25)
-        return (_mean(squares.square_(), sound.active) / variance.square()).clamp(0, 15).log1p()
+        variance = _mean(squares, sound.active_shares).clamp_min(0.25)
+        return (
+            (_mean(squares.square_(), sound.active_shares) / variance.square()).clamp(0, 15).log1p()
+        )
 
     def _by_range(self, values: Tensor) -> Tensor:
         """Means of all bands, then of four ranges, upwards: (batch, 5, n_frames - 1)."""
@@ -185,13 +196,14 @@ class Statistics(nn.Module):
         """
         inner = rises[..., 1:-1]
         is_peak = (inner > rises[..., :-2]) & (inner >= rises[..., 2:])
+        levels = torch.tensor(_RATE_DB, device=rises.device)[:, None, None]
         per_second = [
-            _mean(((values - level) / _RAMP_DB + 0.5).clamp(0, 1), steps) / self._frame_seconds
-            for values, steps in (
-                (inner * is_peak, sound.steps[..., 1:-1]),
-                (rises, sound.steps),
+            _mean(((values[:, None] - levels) / _RAMP_DB + 0.5).clamp_(0, 1).flatten(1, 2), shares)
+            / self._frame_seconds
+            for values, shares in (
+                (inner * is_peak, _shares(sound.steps[..., 1:-1])),
+                (rises, sound.steps_shares),
             )
-            for level in _RATE_DB
         ]
         return torch.cat(per_second, dim=1)
 
@@ -200,7 +212,7 @@ class Statistics(nn.Module):
 
         A steady fast beat is the plainest sign of arousal.
         """
-        centred = (rises - _mean(rises, sound.steps)[..., None]) * sound.steps
+        centred = (rises - _mean(rises, sound.steps_shares)[..., None]) * sound.steps
         n = centred.shape[2]
         first, last = _TEMPO_SECONDS
         ratios = [(last / first) ** (i / _N_TEMPO_RANGES) for i in range(_N_TEMPO_RANGES + 1)]
@@ -223,11 +235,11 @@ class Statistics(nn.Module):
         half a second: noise has low peaks that do not last.
         """
         height = self.by8 @ peaks.abs()
-        mean = _mean(height, sound.active)
-        weight = _window_means(sound.active, self._n_frames(_HELD_SECONDS))
+        mean = _mean(height, sound.active_shares)
+        weight = _shares(_window_means(sound.active, self._n_frames(_HELD_SECONDS)))
         lasting = _window_means(peaks, self._n_frames(_HELD_SECONDS))
         held = _mean(self.by8 @ lasting.abs(), weight) / mean.clamp_min(0.1)
-        return torch.cat([mean, _std(height, sound.active), held], dim=1)
+        return torch.cat([mean, _std(height, sound.active_shares), held], dim=1)
 
     def _harmony(self, sound: _Sound, peaks: Tensor) -> tuple[Tensor, Tensor]:
         """Which intervals sound together, and how major or minor that is, chord by chord.
@@ -270,7 +282,9 @@ def _without_gain(log_mel: Tensor) -> _Sound:
     loud = level.masked_fill(~heard, torch.nan).nanquantile(0.95, dim=1, keepdim=True)
     active = (level > loud - _ACTIVE_DB).to(log_mel.dtype)[:, None]
     db = log_mel.maximum((loud - _RANGE_DB)[..., None]).sub_(loud[..., None])
-    return _Sound(db, (level - loud)[:, None], loud, active, active[..., 1:] * active[..., :-1])
+    steps = active[..., 1:] * active[..., :-1]
+    relative = (level - loud)[:, None]
+    return _Sound(db, relative, loud, active, steps, _shares(active), _shares(steps))
 
 
 def _loudness(sound: _Sound) -> Tensor:
@@ -280,12 +294,12 @@ def _loudness(sound: _Sound) -> Tensor:
     10th, 25th, 50th and 75th percentile, the deviation, and the mean change between frames.
     """
     level = sound.level.clamp_min(-60)
-    mean = sound.loud + 10 * torch.log10(_mean(_power(sound.level), sound.active) + 1e-10)
+    mean = sound.loud + 10 * torch.log10(_mean(_power(sound.level), sound.active_shares) + 1e-10)
     probabilities = torch.tensor([0.1, 0.25, 0.5, 0.75], device=level.device)
     heard = level.masked_fill(sound.active == 0, torch.nan)
     quantiles = heard.nanquantile(probabilities, dim=2).squeeze(2).T
-    change = _mean(level.diff(dim=2).abs_(), sound.steps)
-    return torch.cat([sound.loud, mean, quantiles, _std(level, sound.active), change], dim=1)
+    change = _mean(level.diff(dim=2).abs_(), sound.steps_shares)
+    return torch.cat([sound.loud, mean, quantiles, _std(level, sound.active_shares), change], dim=1)
 
 
 def _changes(sound: _Sound, changes: Tensor) -> Tensor:
@@ -294,8 +308,8 @@ def _changes(sound: _Sound, changes: Tensor) -> Tensor:
     Log mean, log deviation and skewness over time. Drums are few and sudden, bowed strings
     neither.
     """
-    mean, std = _mean(changes, sound.steps), _std(changes, sound.steps)
-    skewness = _mean((changes - mean[..., None]) ** 3, sound.steps) / std**3
+    mean, std = _mean(changes, sound.steps_shares), _std(changes, sound.steps_shares)
+    skewness = _mean((changes - mean[..., None]) ** 3, sound.steps_shares) / std**3
     logs = [mean.clamp_min(0.01).log(), std.clamp_min(0.01).log()]
     return torch.cat([*logs, skewness.clamp(-5, 20)], dim=1)
 
@@ -304,17 +318,21 @@ def _power(decibels: Tensor) -> Tensor:
     return (decibels * (math.log(10) / 10)).exp_()
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
+def _shares(weights: Tensor) -> Tensor:
+    """Weights that add up to 1 over the last axis; all 0 where there is nothing to weigh."""
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def _mean(values: Tensor, shares: Tensor) -> Tensor:
     """Weighted mean over time: (batch, rows, n), (batch, 1, n) to (batch, rows)."""
-    # A product with a vector, not sum(values * weights): it needs no array of its own.
-    total = (values @ weights.mT).squeeze(2)
-    return total / weights.sum(dim=2).clamp_min(1e-6)
+    # A product with a vector, not sum(values * shares): it needs no array of its own.
+    return (values @ shares.mT).squeeze(2)
 
 
-def _std(values: Tensor, weights: Tensor) -> Tensor:
+def _std(values: Tensor, shares: Tensor) -> Tensor:
     """Weighted standard deviation over time, as :func:`_mean`."""
-    deviations = values - _mean(values, weights)[..., None]
-    return (_mean(deviations.square_(), weights) + 1e-6).sqrt()
+    deviations = values - _mean(values, shares)[..., None]
+    return (_mean(deviations.square_(), shares) + 1e-6).sqrt()
 
 
 def _autocorrelation(values: Tensor, n_lags: int) -> Tensor:

@@ -172,7 +172,9 @@ class Model(nn.Module):
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """How alike standardised statistics are: (n_a, n), (n_b, n) to (n_a, n_b), at most 1."""
-    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T
+    # Norms, not sums of squares: those would need an array as large as all landmarks, every time.
+    norms = (torch.linalg.vector_norm(each, dim=1).square() for each in (a, b))
+    squares = next(norms)[:, None] + next(norms) - 2 * a @ b.T
     return torch.exp(squares.clamp_min(0) * (-_SHARPNESS / a.shape[1]))
 
 
