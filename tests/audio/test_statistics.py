@@ -221,8 +221,9 @@ def test_autocorrelation_equals_the_sum() -> None:
 def test_mean_and_deviation_equal_numpy() -> None:
     rng = np.random.default_rng(0)
     values, weights = rng.standard_normal((2, 4, 30)), rng.random((2, 1, 30))
-    mean = kernel._mean(torch.from_numpy(values), torch.from_numpy(weights)).numpy()
-    std = kernel._std(torch.from_numpy(values), torch.from_numpy(weights)).numpy()
+    shares = kernel._shares(torch.from_numpy(weights))
+    mean = kernel._mean(torch.from_numpy(values), shares).numpy()
+    std = kernel._std(torch.from_numpy(values), shares).numpy()
     expected = np.array(
         [[np.average(row, weights=w[0]) for row in v] for v, w in zip(values, weights, strict=True)]
     )
