@@ -279,7 +279,7 @@ def _without_gain(log_mel: Tensor) -> _Sound:
     level = 10 * torch.log10(_power(log_mel).sum(dim=1))
     # The 95th percentile of what is heard at all: a few peaks do not set it, nor much silence.
     heard = level > level.amax(dim=1, keepdim=True) - 60
-    loud = level.masked_fill(~heard, torch.nan).nanquantile(0.95, dim=1, keepdim=True)
+    loud = _quantiles(level, heard, torch.tensor([0.95], device=level.device))
     active = (level > loud - _ACTIVE_DB).to(log_mel.dtype)[:, None]
     db = log_mel.maximum((loud - _RANGE_DB)[..., None]).sub_(loud[..., None])
     steps = active[..., 1:] * active[..., :-1]
@@ -296,10 +296,22 @@ def _loudness(sound: _Sound) -> Tensor:
     level = sound.level.clamp_min(-60)
     mean = sound.loud + 10 * torch.log10(_mean(_power(sound.level), sound.active_shares) + 1e-10)
     probabilities = torch.tensor([0.1, 0.25, 0.5, 0.75], device=level.device)
-    heard = level.masked_fill(sound.active == 0, torch.nan)
-    quantiles = heard.nanquantile(probabilities, dim=2).squeeze(2).T
+    quantiles = _quantiles(level[:, 0], sound.active[:, 0] > 0, probabilities)
     change = _mean(level.diff(dim=2).abs_(), sound.steps_shares)
     return torch.cat([sound.loud, mean, quantiles, _std(level, sound.active_shares), change], dim=1)
+
+
+def _quantiles(values: Tensor, counts: Tensor, probabilities: Tensor) -> Tensor:
+    """Quantiles of the values that count, linear in between: (batch, n), same, (k,) to (batch, k).
+
+    What ``nanquantile`` gives, in a third of its time.
+    """
+    ordered = values.masked_fill(~counts, torch.inf).sort(dim=1).values
+    last = counts.sum(dim=1, keepdim=True) - 1
+    at = probabilities * last
+    below = at.floor().long()
+    above = torch.minimum(below + 1, last)
+    return ordered.gather(1, below).lerp(ordered.gather(1, above), at - below)
 
 
 def _changes(sound: _Sound, changes: Tensor) -> Tensor:
@@ -325,8 +337,9 @@ def _shares(weights: Tensor) -> Tensor:
 
 def _mean(values: Tensor, shares: Tensor) -> Tensor:
     """Weighted mean over time: (batch, rows, n), (batch, 1, n) to (batch, rows)."""
-    # A product with a vector, not sum(values * shares): it needs no array of its own.
-    return (values @ shares.mT).squeeze(2)
+    # A product with a vector, not sum(values * shares): it needs no array of its own. And `bmm`,
+    # because `@` takes as long as the product itself to find out that it means just that.
+    return torch.bmm(values, shares.mT).squeeze(2)
 
 
 def _std(values: Tensor, shares: Tensor) -> Tensor:
