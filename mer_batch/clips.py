@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -42,14 +43,19 @@ class FeatureSource:
     output: Location
     feature_set: FeatureSet
 
-    def parts(self) -> list[str]:
-        """URIs of the parts that hold the feature set's rows."""
-        found = index(self.storage, self.output, self.feature_set)
-        return sorted(set(found["part"].to_pylist()))
+    @cached_property
+    def _index(self) -> pa.Table:
+        return index(self.storage, self.output, self.feature_set)
 
+    @cached_property
+    def parts(self) -> list[str]:
+        """URIs of the parts that hold the feature set's rows, as they were when first asked for."""
+        return sorted(set(self._index["part"].to_pylist()))
+
+    @cached_property
     def versions(self) -> dict[str, str]:
-        """Version of each track's audio that was extracted last."""
-        found = index(self.storage, self.output, self.feature_set).sort_by("extracted_at")
+        """Version of each track's audio that was extracted last, as above."""
+        found = self._index.sort_by("extracted_at")
         ids = found["track_id"].cast(pa.string()).to_pylist()
         return dict(zip(ids, found["audio_version"].to_pylist(), strict=True))
 
@@ -122,12 +128,12 @@ def gather(datasets: Sequence[Dataset], usable: Sequence[Iterable[str]]) -> Clip
         track_ids=np.array([clip.track_id for clip in clips]),
         labels=np.array([[getattr(clip, target) for target in TARGETS] for clip in clips]),
         tasks=np.array([task for task, _ in kept]),
-        groups=np.array([_group_key(datasets[task], clip.group) for task, clip in kept]),
+        groups=np.array([group_key(datasets[task], clip.group) for task, clip in kept]),
         splits=np.array([clip.split or "" for clip in clips]),
     )
 
 
-def _group_key(dataset: Dataset, group: str) -> str:
+def group_key(dataset: Dataset, group: str) -> str:
     """An artist that two data sets hold, or one spells in two ways, is one group."""
     is_own = group.startswith("track ") or dataset.grouped_by not in ("artist", "album")
     plain = "".join(filter(str.isalnum, group.casefold()))
@@ -144,7 +150,7 @@ def check_extracted(dataset: Dataset, source: FeatureSource, uri: str) -> list[s
     DatasetError
         Naming the clips that have none.
     """
-    there = source.versions()
+    there = source.versions
     missing = [clip.track_id for clip in dataset.clips if clip.track_id not in there]
     if missing:
         first = ", ".join(map(repr, missing[:_N_NAMED]))
@@ -188,7 +194,7 @@ def describe(
     }
     found: dict[str, dict[int, dict[int, Tensor]]] = {name: {} for name in reducers}
     for task, source in enumerate(sources):
-        versions = source.versions()
+        versions = source.versions
         batches = read_features(
             source.storage, source.output, source.feature_set, columns=_ROW_COLUMNS
         )

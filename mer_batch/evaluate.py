@@ -173,7 +173,7 @@ def measure(
         "rmse": _mean([metrics.rmse(y, p) for y, p in pairs]),
         "correlation": _mean([metrics.pearson(y, p) for y, p in pairs]),
         "ccc": _mean([metrics.ccc(y, p) for y, p in pairs]),
-        "spread": _mean([_share(p.std(axis=0), y.std(axis=0)) for y, p in pairs]),
+        "spread": _mean([metrics.spread(y, p) for y, p in pairs]),
         "coverage": _mean(coverage),
     }
     entry: dict[str, Any] = {}
@@ -246,10 +246,6 @@ def describe_r2(entry: dict[str, Any], target: str) -> str:
 def number(value: float | None, n_digits: int) -> str:
     """A figure for a person; ``-`` where it cannot be had."""
     return "-" if value is None else f"{value:.{n_digits}f}"
-
-
-def _share(part: Float64, whole: Float64) -> Float64:
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
 def _mean(values: Sequence[Float64]) -> Float64:

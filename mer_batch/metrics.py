@@ -50,6 +50,12 @@ def ccc(labels: Float64, predictions: Float64) -> Float64:
     return _divide(2 * covariance, spread)
 
 
+def spread(labels: Float64, predictions: Float64) -> Float64:
+    """Deviation of the predictions as a share of the labels'; NaN where all labels are equal."""
+    _check_shapes(labels, predictions)
+    return _divide(predictions.std(axis=0), labels.std(axis=0))
+
+
 def rmse(labels: Float64, predictions: Float64) -> Float64:
     """Root mean square error, in the unit of the labels."""
     _check_shapes(labels, predictions)

@@ -18,23 +18,32 @@ if TYPE_CHECKING:
     from mer_batch.pipelines.training import TrainSummary
 
 
-def print_tag_summary(console: Console, summary: TagSummary) -> None:
-    """Print how many tracks were scored, why others were not, and where the result lies."""
-    outcome = summary.outcome
-    n_rejected = sum(outcome.n_rejected.values())
+def _print_rate(console: Console, summary: TagSummary | ExtractSummary) -> None:
     if summary.n_tried:
         rate = summary.n_tried / max(summary.work_seconds, 1e-3)
         console.print(
             f"{summary.n_tried:,} tracks decoded in {summary.work_seconds:.1f} s "
             f"({rate:.1f} tracks/s; {summary.seconds:.1f} s with start-up)"
         )
+
+
+def _reject_rows(n_rejected: dict[str, int]) -> list[tuple[str, str]]:
+    """How many in all, then for each reason how many and what it means."""
+    rows = [("rejected", f"{sum(n_rejected.values()):,}")]
+    for reason, count in n_rejected.items():
+        rows.append((f"  {reason}", f"{count:,}  {REASONS.get(reason, '')}"))
+    return rows
+
+
+def print_tag_summary(console: Console, summary: TagSummary) -> None:
+    """Print how many tracks were scored, why others were not, and where the result lies."""
+    outcome = summary.outcome
+    _print_rate(console, summary)
     rows = [
         ("catalog", f"{summary.n_tracks:,} tracks"),
         ("scored", f"{outcome.n_scored:,}"),
-        ("rejected", f"{n_rejected:,}"),
+        *_reject_rows(outcome.n_rejected),
     ]
-    for reason, count in outcome.n_rejected.items():
-        rows.append((f"  {reason}", f"{count:,}  {REASONS.get(reason, '')}"))
     for target in TARGETS:
         mean, std = (f(outcome.columns[target]).as_py() for f in (pc.mean, pc.stddev))
         if mean is not None:
@@ -46,19 +55,12 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
 
 def print_extract_summary(console: Console, summary: ExtractSummary) -> None:
     """Print how many tracks have features, why others have none, and what they take."""
-    if summary.n_tried:
-        rate = summary.n_tried / max(summary.work_seconds, 1e-3)
-        console.print(
-            f"{summary.n_tried:,} tracks decoded in {summary.work_seconds:.1f} s "
-            f"({rate:.1f} tracks/s; {summary.seconds:.1f} s with start-up)"
-        )
+    _print_rate(console, summary)
     rows = [
         ("catalog", f"{summary.n_tracks:,} tracks"),
         ("extracted", f"{summary.n_with_features:,}"),
-        ("rejected", f"{sum(summary.n_rejected.values()):,}"),
+        *_reject_rows(summary.n_rejected),
     ]
-    for reason, count in summary.n_rejected.items():
-        rows.append((f"  {reason}", f"{count:,}  {REASONS.get(reason, '')}"))
     if summary.n_extracted:
         kib = summary.n_bytes / 1024
         rows += [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score, root_mean_squared_error
 
-from mer_batch.metrics import bootstrap_interval, ccc, pearson, r2, rmse
+from mer_batch.metrics import bootstrap_interval, ccc, pearson, r2, rmse, spread
 
 
 @pytest.fixture
@@ -57,6 +57,12 @@ def test_concordance_punishes_offset_and_scale_that_correlation_forgives() -> No
     assert ccc(labels, halved) == pytest.approx([0.8])
     assert pearson(labels, halved) == pytest.approx([1])
     assert ccc(labels, -labels + 2 * mean) == pytest.approx([-1])
+
+
+def test_spread_is_how_far_predictions_reach_beside_labels() -> None:
+    labels = np.random.default_rng(5).normal(size=(50, 1))
+    assert spread(labels, 3 + 0.25 * labels) == pytest.approx([0.25])
+    assert np.isnan(spread(np.ones((50, 1)), labels)).all()
 
 
 def test_shapes_that_would_broadcast_are_refused(labels: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,15 @@ from rich.console import Console
 
 from mer_batch.baselines import baseline_names
 from mer_batch.checkpoint import try_model
-from mer_batch.clips import Clips, FeatureSource, Reducer, check_extracted, describe, gather
+from mer_batch.clips import (
+    Clips,
+    FeatureSource,
+    Reducer,
+    check_extracted,
+    describe,
+    gather,
+    group_key,
+)
 from mer_batch.config import (
     CatalogConfig,
     ExtractConfig,
@@ -45,8 +53,6 @@ from mer_batch.registry import unknown_name
 from mer_batch.splits import Int64, Strings, check_groups
 from mer_batch.storage import Location, Storage, parse_uri
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -61,7 +67,7 @@ class Prepared:
         By recipe.
     rejects : list of RejectedClip
     notes : list of str
-        What the loaders had to say, and how many clips are left out.
+        Which clips are left out, and why.
     """
 
     clips: Clips
@@ -118,7 +124,11 @@ def load_labels(config: LearnConfig) -> tuple[list[Dataset], list[str]]:
 
 
 def _groups_of(datasets: Sequence[Dataset]) -> tuple[Strings, Int64]:
-    pairs = [(clip.group, task) for task, dataset in enumerate(datasets) for clip in dataset.clips]
+    pairs = [
+        (group_key(dataset, clip.group), task)
+        for task, dataset in enumerate(datasets)
+        for clip in dataset.clips
+    ]
     groups, tasks = zip(*pairs, strict=True)
     return np.array(groups), np.array(tasks)
 
@@ -256,7 +266,7 @@ def _extracted(
         ),
         console,
     )
-    return list(source.versions())
+    return list(source.versions)
 
 
 def _rejects(

@@ -51,7 +51,6 @@ class NetworkTrainer:
         self._last_line = 0.0
         self._stack = contextlib.ExitStack()
         self._is_connected = config.workers.n_workers == 0
-        self._found: dict[tuple[str, int], tuple[list[str], dict[str, str]]] = {}
         self.sources: dict[str, list[FeatureSource]] = {}
 
     def __enter__(self) -> NetworkTrainer:
@@ -72,13 +71,12 @@ class NetworkTrainer:
     ) -> nn.Module:
         """See :class:`mer_batch.learners.Trainer`."""
         source = self._source(recipe, task)
-        parts, versions = self._looked_up(source, task)
         folder = training_folder(self._config)
         if not self._is_connected:
             self._stack.enter_context(connected(self._config.ray, meanwhile=lambda: None))
             self._is_connected = True
         trained = train_network(
-            parts=parts,
+            parts=source.parts,
             feature_set=source.feature_set,
             labels=labels,
             validation_labels=validation_labels,
@@ -90,7 +88,7 @@ class NetworkTrainer:
             storage_folder=folder,
             say=lambda line: self._say_now_and_then(f"{name}: {line}"),
             storage=source.storage,
-            versions=versions,
+            versions=source.versions,
         )
         model = build_model(recipe.model, recipe.parameters)
         model.load_state_dict(trained.state)
@@ -101,11 +99,10 @@ class NetworkTrainer:
     ) -> Scores:
         """See :class:`mer_batch.learners.Trainer`."""
         source = self._source(recipe, task)
-        parts, versions = self._looked_up(source, task)
         batches = ShardBatches(
-            parts, source.feature_set, dict.fromkeys(track_ids, (0.0, 0.0)),
+            source.parts, source.feature_set, dict.fromkeys(track_ids, (0.0, 0.0)),
             batch_size=_BATCH_CLIPS, seed=0, shuffle=False, even=False, storage=source.storage,
-            versions=versions,
+            versions=source.versions,
         )  # fmt: skip
         found = predict(model, batches(), torch.device("cpu"))
         place = {track_id: position for position, track_id in enumerate(found.track_ids)}
@@ -120,13 +117,6 @@ class NetworkTrainer:
 
     def _source(self, recipe: RecipeConfig, task: int) -> FeatureSource:
         return self.sources[recipe.features.feature_set().features_id][task]
-
-    def _looked_up(self, source: FeatureSource, task: int) -> tuple[list[str], dict[str, str]]:
-        """Parts and versions, read from the table once."""
-        key = (source.feature_set.features_id, task)
-        if key not in self._found:
-            self._found[key] = (source.parts(), source.versions())
-        return self._found[key]
 
 
 def check_network(
