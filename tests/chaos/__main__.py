@@ -255,7 +255,8 @@ class Chain:
         dies = point.step == "lease_lost"
         with self._judged(case.command, point):
             step = "report_taken" if dies else point.step
-            code = pause(self._world, case.command, step, dies=dies)
+            until = self._rng.choice((None, None, "run_open", "marker_to_write", "parts_to_commit"))
+            code = pause(self._world, case.command, step, until=until, dies=dies)
             if code is None:
                 return self._miss(case.command, case.points)
             allowed = {0, 4} if point.step in _OVER else {-9} if dies else {4}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -72,13 +73,17 @@ def crash(
             end(driver)
 
 
-def pause(world: World, command: Command, step: str, *, dies: bool = False) -> int | None:
-    """Pause a run at a step past its lease, let another one do the work, and wake it up.
+def pause(
+    world: World, command: Command, step: str, *, until: str | None = None, dies: bool = False
+) -> int | None:
+    """Pause a run at a step past its lease, let another one take over, and wake it up.
 
     Parameters
     ----------
+    until : str, optional
+        The step that the other one has come to by then; by default it has come to its end.
     dies : bool
-        Whether it is killed when it finds its lease lost.
+        Whether the one that slept is killed when it finds its lease lost.
 
     Returns
     -------
@@ -95,20 +100,42 @@ def pause(world: World, command: Command, step: str, *, dies: bool = False) -> i
             os.kill(holder.pid, signal.SIGSTOP)
             held.let_go()
             time.sleep(_SHORT_LEASE_SECONDS + 0.5)
-            finish(world, command)
-            before = world.snapshot()
-            if dies:
-                breakpoints.hold("lease_lost")
-            os.kill(holder.pid, signal.SIGCONT)
-            if dies and wait_for(breakpoints, holder):
-                holder.kill()
-            code = holder.wait(_PATIENCE_SECONDS)
-            changed = before.items() ^ world.snapshot().items()
-            assert not changed, f"a holder that woke up has changed {sorted(changed)}"
+            with _taken_over(world, command, until):
+                before = world.snapshot()
+                if dies:
+                    breakpoints.hold("lease_lost")
+                os.kill(holder.pid, signal.SIGCONT)
+                if dies and wait_for(breakpoints, holder):
+                    holder.kill()
+                code = holder.wait(_PATIENCE_SECONDS)
+                changed = before.items() ^ world.snapshot().items()
+                assert not changed, f"a holder that woke up has changed {sorted(changed)}"
             return code
         finally:
             breakpoints.clear()
             end(holder)
+
+
+@contextlib.contextmanager
+def _taken_over(world: World, command: Command, until: str | None) -> Iterator[None]:
+    """Another run that has come to a step, and goes on to its end afterwards."""
+    with Breakpoints() as breakpoints:
+        if until is not None:
+            breakpoints.hold(until)
+        other = world.start(command, breakpoints.environment)
+        try:
+            held = wait_for(breakpoints, other)
+            if held is None:
+                assert other.wait() == 0, world.last_log()
+                world.check_complete(command)
+            yield
+            if held is not None:
+                held.let_go()
+            assert other.wait(_PATIENCE_SECONDS) == 0, world.last_log()
+        finally:
+            breakpoints.clear()
+            end(other)
+        world.check_complete(command)
 
 
 def finish(world: World, command: Command) -> None:
