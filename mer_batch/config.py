@@ -162,10 +162,17 @@ class AudioConfig(_Section):
 
 
 class StorageConfig(_Section):
-    """How to reach an S3 store. Credentials come from the environment, never from here."""
+    """How to reach an S3 store. Credentials come from the environment, never from here.
+
+    Attributes
+    ----------
+    patience_seconds : float
+        For how long a fault that may pass, such as throttling, is waited for [s].
+    """
 
     endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
     region: str | None = None
+    patience_seconds: float = Field(60.0, ge=1, le=600)
 
 
 class RayConfig(_Section):

@@ -143,7 +143,7 @@ def test_a_listing_goes_beyond_one_page(s3: Any) -> None:
     storage, folder = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "many")
     with ThreadPoolExecutor(8) as writers:
         list(writers.map(lambda n: storage.write(folder.child(f"{n:04}"), b""), range(25)))
-    pages = storage._s3.meta.events
+    pages = storage._objects.client.meta.events
     pages.register("before-parameter-build.s3.ListObjectsV2", _ten_a_page)
     assert len(list(storage.list_files(folder))) == 25
 
@@ -451,7 +451,7 @@ def test_versions_of_objects_come_from_one_listing(s3: Any) -> None:
     for key in keys:
         storage.write(Location(s3.bucket, key), key.encode())
     requests: list[str] = []
-    storage._s3.meta.events.register(
+    storage._objects.client.meta.events.register(
         "before-send.s3", lambda request, **_: requests.append(request.url)
     )
     uris = [f"s3://{s3.bucket}/{key}" for key in [*keys, "music/none.mp3"]]
