@@ -16,6 +16,7 @@ from mer_batch.child import Child
 from mer_batch.errors import AudioError
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import Identity
+from mer_batch.steps import reach
 from mer_batch.storage import AudioObject, Location, Storage
 from mer_batch.task import GivenTrack, Task
 
@@ -122,6 +123,7 @@ class BlockRecord:
 
     def add(self, track: dict[str, Any], version: str, outcome: Any) -> None:
         """Record what became of a track, at the version of its audio that was read."""
+        reach("track_done")
         if isinstance(outcome, AudioError):
             self._rejects.append(self._reject(track, version, outcome))
             return
@@ -146,6 +148,7 @@ class BlockRecord:
     def finish(self) -> BlockReport:
         """Write the part and report."""
         path, n_bytes = self._write()
+        reach("block_done")
         return BlockReport(
             path, n_bytes, self._part.n_rows, self._n_done,
             self._rejects, self._mended_ids, self._left_ids,
@@ -175,7 +178,9 @@ class BlockRecord:
         content = self._part.finish()
         # The name is unique: a block that is tried again after its worker died leaves an orphan.
         path = f"{self._job.run_id}/part-{self._number:06d}-{uuid.uuid4().hex[:12]}.parquet"
+        reach("part_to_write")
         self._job.storage.write(self._job.output.child(self._job.product.table, path), content)
+        reach("part_written")
         return path, len(content)
 
 
@@ -205,6 +210,7 @@ class BlockWorker:
         block : pa.Table
             Rows of ``Plan.pending``.
         """
+        reach("block_begun")
         record = BlockRecord(self._job, number, block.schema.field("track_id").type)
         for track, version, outcome in self._outcomes(block.to_pylist()):
             record.add(track, version, outcome)

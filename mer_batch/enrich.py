@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 from mer_batch import schema
 from mer_batch.budget import Budget
 from mer_batch.catalog import Catalog
+from mer_batch.disk import exchange, flush, make_folder
 from mer_batch.errors import MerBatchError, StorageError
 from mer_batch.ledger import Ledger, track_keys
 from mer_batch.plan import Plan, permanent
 from mer_batch.schema import Identity
+from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 MARKER = "_SUCCESS"
@@ -174,8 +176,8 @@ def publish(
 ) -> None:
     """Write ``enriched/run_date=.../part-*.parquet`` and, last, ``_SUCCESS``.
 
-    A night published before is replaced. On a local disk the new folder takes the old one's place
-    by renaming; on an object store the marker goes first and comes back last. A reader that waits
+    A night published before is replaced. On a local disk the new folder and the old one exchange
+    their names; on an object store the marker goes first and comes back last. A reader that waits
     for the marker never sees half a night.
 
     Parameters
@@ -189,12 +191,13 @@ def publish(
     check : callable
         Called before every step that a reader could see; raises where the output is no longer ours.
     """
-    # A leading underscore hides these folders from every reader of partitioned Parquet.
-    new, old = _aside(night, f"_unfinished-{run_id}"), _aside(night, f"_replaced-{run_id}")
+    new = _aside(night, f"_unfinished-{run_id}")
+    reach("publish_to_begin")
     try:
         if night.is_s3:
             check()
             storage.delete(night.child(MARKER))
+            reach("marker_removed")
             for found, _, _ in _list(storage, night):
                 storage.delete(found)
         _write_parts(
@@ -204,20 +207,40 @@ def publish(
         if night.is_s3:
             return
         check()
-        if os.path.isdir(night.path):
-            old.parent.mkdir()
-            os.rename(night.path, old)
-        os.rename(new, night.path)
-        shutil.rmtree(new.parent)
-        shutil.rmtree(old.parent, ignore_errors=True)
+        reach("night_to_place")
+        _put_in_place(new, Path(night.path), _aside(night, f"_replaced-{run_id}"))
+        reach("night_cleared")
     except OSError as error:
+        check()  # who has taken over has swept what we were writing
         raise StorageError(
             f"cannot publish {night.uri!r}: {error}; free some space, run again"
         ) from error
 
 
+def _put_in_place(new: Path, night: Path, old: Path) -> None:
+    """Let a whole night take its place on a local disk, and remove the one that was there."""
+    if not night.is_dir():
+        os.rename(new, night)
+    elif not exchange(new, night):
+        # For a moment the night is gone: should we die here, the next run puts the old one back.
+        old.parent.mkdir()
+        os.rename(night, old)
+        try:
+            os.rename(new, night)
+        except OSError:
+            os.rename(old, night)
+            raise
+    flush(night.parent)
+    reach("night_placed")
+    shutil.rmtree(new.parent)
+    shutil.rmtree(old.parent, ignore_errors=True)
+
+
 def _aside(night: Location, folder: str) -> Path:
-    """Where a night lies while it is not the published one, under its own name."""
+    """Where a night lies while it is not the published one, under its own name.
+
+    The leading underscore hides it from every reader of partitioned Parquet.
+    """
     return Path(night.path).parent / folder / Path(night.path).name
 
 
@@ -255,7 +278,7 @@ def _write_parts(
     columns = pa.schema([*catalog.schema, *added], metadata=catalog.schema.metadata)
     filesystem = storage.filesystem(folder)
     if not folder.is_s3:
-        Path(folder.path).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(folder.path))
     parts: list[dict[str, Any]] = []
     writer: pq.ParquetWriter | None = None
     try:
@@ -264,6 +287,7 @@ def _write_parts(
                 check()
                 if writer is not None:
                     writer.close()
+                    reach("night_part_written")
                 parts.append({"name": f"part-{len(parts):05d}-{run_id}.parquet", "n_rows": 0})
                 path = folder.child(parts[-1]["name"]).fs_path
                 writer = pq.ParquetWriter(path, columns, filesystem=filesystem, compression="zstd")
@@ -272,6 +296,10 @@ def _write_parts(
     finally:
         if writer is not None:
             writer.close()
+    reach("night_part_written")
+    if not folder.is_s3:
+        for part in parts:
+            flush(Path(folder.path, part["name"]))
     n_rows = sum(part["n_rows"] for part in parts)
     if n_rows != len(outcome.columns):
         raise MerBatchError(
@@ -280,7 +308,9 @@ def _write_parts(
         )
     check()
     content = {**marker, "n_rows": n_rows, "parts": parts}
+    reach("marker_to_write")
     storage.write(folder.child(MARKER), json.dumps(content, indent=2).encode())
+    reach("marker_written")
 
 
 def _joined(catalog: Catalog, outcome: Outcome, columns: pa.Schema) -> Iterator[pa.RecordBatch]:

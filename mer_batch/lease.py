@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from mer_batch.errors import LeaseError, StorageError
+from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 
@@ -64,8 +65,10 @@ class Lease:
         self._holder = _Holder(
             run_id, generation, socket.gethostname(), _machine(), me, _started(me), 0.0
         )
+        reach("lease_to_take")
         if not self._put(released=False):
             raise LeaseError(f"{location.uri}: another run took the lease at the same moment")
+        reach("lease_taken")
         self._lost: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -87,6 +90,7 @@ class Lease:
         if self._lost is None and overdue > self._seconds:
             self._lost = f"it was not renewed for {overdue:.0f} s"
         if self._lost is not None:
+            reach("lease_lost")
             raise LeaseError(
                 f"the lease {self._location.uri} is lost: {self._lost}; nothing more is committed"
             )
@@ -98,6 +102,7 @@ class Lease:
         if self._lost is None:
             with contextlib.suppress(StorageError):  # it expires by itself
                 self._put(released=True)
+        reach("lease_released")
 
     def _vacant(self, run_id: str) -> tuple[str | None, int]:
         """Token and generation to take the lease with."""
@@ -139,6 +144,7 @@ class Lease:
                 if not self._put(released=False):
                     self._lost = "another run took it over"
                     return
+                reach("lease_renewed")
             except StorageError:
                 continue  # check() notices when this lasts too long
 

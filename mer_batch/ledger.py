@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -22,8 +24,10 @@ from deltalake.transaction import AddAction
 
 from mer_batch import feature_table, schema
 from mer_batch.delta import open_table, part_paths, table_uri
+from mer_batch.disk import flush
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
+from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 _LEASE_APP = "mer_batch_lease"
@@ -105,6 +109,7 @@ class Ledger:
                 )
             except (DeltaError, OSError) as error:
                 raise StorageError(f"cannot open the table {location.uri!r}: {error}") from error
+            reach("table_made")
             table = open_table(self._storage, location)
         if table is None:
             return None
@@ -218,6 +223,7 @@ class Ledger:
         """
         self._generation = generation
         for table in self._tables.values():
+            reach("fence_to_put")
             for attempt in range(1, _FENCE_ATTEMPTS + 1):
                 try:
                     self._add(table, [], [])
@@ -226,6 +232,7 @@ class Ledger:
                     # The holder to be shut out may be committing this very moment.
                     if attempt == _FENCE_ATTEMPTS:
                         raise
+            reach("fence_put")
         for name, table in self._tables.items():
             self._add_missing_columns(name, table)
 
@@ -242,6 +249,7 @@ class Ledger:
         except (DeltaError, OSError) as error:
             raise StorageError(f"cannot add columns to {table.table_uri}: {error}") from error
         self._refresh(table)
+        self._keep(table)
 
     def commit_parts(
         self, parts: Sequence[Part], *, run_id: str, sequence: int, table: str | None = None
@@ -282,6 +290,7 @@ class Ledger:
             done = [Transaction(_LEASE_APP, self._generation), *transactions]
             if not all(table.transaction_version(t.app_id) == t.version for t in done):
                 raise StorageError(f"cannot commit to {table.table_uri}: {error}") from error
+        self._keep(table)
 
     def merge_rejects(self, rows: pa.Table) -> None:
         """Insert or update a product's rows by track_id; one without a reason deletes the track's.
@@ -321,6 +330,23 @@ class Ledger:
         except (DeltaError, OSError) as error:
             self._check_generation(rejects)
             raise StorageError(f"cannot commit to {rejects.table_uri}: {error}") from error
+        self._keep(rejects)
+
+    def _keep(self, table: DeltaTable) -> None:
+        """Have the latest commit outlast a loss of power: delta-rs leaves that to the system."""
+        if self._output.is_s3:
+            return
+        self._refresh(table)
+        name = next(name for name, known in self._tables.items() if known is table)
+        folder = Path(self._output.child(name).path)
+        commit = folder / "_delta_log" / f"{table.version():020}.json"
+        try:
+            actions = [json.loads(line) for line in commit.read_text().splitlines()]
+            parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
+            for path in (*parts, folder, commit, commit.parent):
+                flush(path)
+        except OSError as error:
+            raise StorageError(f"cannot flush {table.table_uri} to its disk: {error}") from error
 
     def _commit_properties(self, transactions: list[Transaction]) -> CommitProperties:
         # Two transactions that carry the same application id conflict: that is the fence.
@@ -354,6 +380,7 @@ class Ledger:
         n_swept = 0
         for found, _, _ in list(self._storage.list_files(folder)):
             if found.uri not in named:
+                reach("part_to_sweep")
                 self._storage.delete(found)
                 n_swept += 1
         return n_swept

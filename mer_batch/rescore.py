@@ -16,6 +16,7 @@ from mer_batch.checkpoint import Checkpoint
 from mer_batch.errors import AudioError, FeaturesError
 from mer_batch.feature_table import mels, open_part
 from mer_batch.score import Scorer, track_score
+from mer_batch.steps import reach
 from mer_batch.storage import parse_uri
 from mer_batch.tag import Scores
 
@@ -62,6 +63,7 @@ class Rescorer:
         block : pa.Table
             Tracks of ``plan.with_features``, those of one part of features together.
         """
+        reach("rescore_begun")
         record = BlockRecord(self._job, number, block.schema.field("track_id").type)
         for part, tracks in groupby(block.to_pylist(), key=lambda track: str(track["part"])):
             self._score(part, list(tracks), record)

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from mer_batch.errors import Interrupted, MerBatchError
 from mer_batch.lease import Lease
 from mer_batch.schema import utc_now
+from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 
@@ -72,8 +73,10 @@ class Run:
         )
         try:
             self._storage.write(self._mark, b"")
+            reach("run_marked")
             text = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
             self._storage.write(self._folder.child("config.yaml"), text.encode())
+            reach("run_open")
         except BaseException:
             self.lease.release()
             raise
@@ -86,9 +89,12 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         try:
+            reach("traces_to_write")
             self._write_traces(error)
+            reach("traces_written")
             if error is None:
                 self._storage.delete(self._mark)
+                reach("mark_removed")
         finally:
             self.lease.release()
 

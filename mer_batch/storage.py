@@ -26,10 +26,12 @@ import pyarrow.fs as pafs
 from botocore.parsers import ResponseParserError
 
 from mer_batch.config import StorageConfig
+from mer_batch.disk import flush, make_folder
 from mer_batch.errors import AudioError, MerBatchError, StorageError, holds_credentials, masked
 from mer_batch.faults import DENIED, NOT_FOUND, code_of, explanation
 from mer_batch.object_files import ObjectFiles
 from mer_batch.objects import Objects
+from mer_batch.steps import reach
 
 SCHEMES = ("file", "s3", "s3a")
 
@@ -188,18 +190,24 @@ class Storage:
             return Path(location.path).read_bytes()
 
     def write(self, location: Location, content: bytes) -> None:
-        """Write a whole small file, making the folders above it; readers never see half of it."""
+        """Write a whole small file, making the folders above it; readers never see half of it.
+
+        On a local disk it outlasts a loss of power from here on.
+        """
         with _storage_errors("write", location):
             if location.bucket is not None:
                 self._objects.put(location.bucket, location.path, content)
                 return
             path = Path(location.path)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # Of this call alone: threads may write the same file at the same time.
             unfinished = path.with_name(f".{path.name}.{os.getpid()}-{random.randrange(2**32):08x}")
             try:
                 unfinished.write_bytes(content)
+                flush(unfinished)
+                reach("file_to_place")
                 unfinished.replace(path)
+                flush(path.parent)
             except OSError:
                 unfinished.unlink(missing_ok=True)
                 raise

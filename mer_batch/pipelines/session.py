@@ -18,6 +18,7 @@ from mer_batch.errors import LeaseError, MerBatchError, RefusedError
 from mer_batch.ledger import Ledger, Part
 from mer_batch.plan import Plan
 from mer_batch.run import Run, StopSignals
+from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage, parse_uri
 
 _COMMIT_SECONDS = 5.0
@@ -65,14 +66,19 @@ class Session:
     def sweep(self) -> None:
         """Remove what runs that were cut short have left."""
         for run_id in self.run.cut_short():
+            reach("sweep_to_begin")
             n_swept = self.ledger.sweep(run_id)
+            reach("parts_swept")
             sweep_unfinished(self.storage, self.output, run_id)
+            reach("night_swept")
             self.run.forget(run_id)
+            reach("mark_forgotten")
             self.run.say(f"run {run_id} was cut short: {n_swept} uncommitted parts removed")
 
     def sweep_own(self) -> None:
         """Remove parts of blocks that were done twice, their first worker lost."""
         self.ledger.sweep(self.run.run_id)
+        reach("own_parts_swept")
 
     def announce(self, plan: Plan) -> None:
         """Tell what is to be done, and keep it in the manifest."""
@@ -162,6 +168,7 @@ class Committer:
     def add(self, report: BlockReport) -> None:
         """Take one report; commits when it is time."""
         self._waiting.append(report)
+        reach("report_taken")
         self.commit_if_due()
 
     def commit_if_due(self) -> None:
@@ -178,7 +185,9 @@ class Committer:
             ledger.renew()
             # Rejects first: should the run end between the two, a mended track is only tried again.
             id_type = self._session.catalog.id_type
+            reach("rejects_to_commit")
             ledger.merge_rejects(reject_table(self._waiting, id_type, self._job))
+            reach("rejects_committed")
             parts = [
                 Part(report.part_path, report.part_bytes, report.n_rows)
                 for report in self._waiting
@@ -186,7 +195,9 @@ class Committer:
             ]
             if parts:
                 sequence = self._sequence + 1
+                reach("parts_to_commit")
                 ledger.commit_parts(parts, run_id=run.run_id, sequence=sequence)
+                reach("parts_committed")
                 self._sequence = sequence
             self._waiting.clear()
             self._last = time.monotonic()
