@@ -173,15 +173,26 @@ def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
         return _masked(
             f"{type(error).__name__}: {error}; check the endpoint and the network", secrets
         )
-    said = re.search(r"<Code>(\w+)</Code>", str(error))
-    if said:
-        return f"{said[1]}; {remedy_of(said[1])}"
+    said = _said(error)
+    if said is not None:
+        return f"{said}; {remedy_of(said)}"
     # delta-rs paints its errors, a line for each cause.
-    plain = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
-    plain = re.sub(r"\s*\n\s*", ": ", plain.strip())
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    plain = re.sub(r"\s*\n\s*↳\s*", ": ", plain).strip()
     if "incorrectly configured region" in plain:
         plain += "; set storage.region to the bucket's region"
-    return _masked(re.sub(r" {2,}", " ", plain), secrets)
+    return _masked(" ".join(plain.splitlines()), secrets)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error of delta-rs holds the store's word that it will not do this."""
+    return _said(error) in DENIED | _WRONG_REGION | {"NoSuchBucket", "RequestTimeTooSkewed"}
+
+
+def _said(error: BaseException) -> str | None:
+    """The store's own code in an error's text."""
+    code = re.search(r"<Code>(\w+)</Code>", str(error))
+    return code[1] if code else None
 
 
 def _masked(text: str, secrets: Iterable[str]) -> str:

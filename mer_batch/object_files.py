@@ -168,7 +168,22 @@ class ObjectFiles(pafs.FileSystemHandler):  # type: ignore[misc]
         return pafs.FileInfo(path, pafs.FileType.Directory if is_folder else pafs.FileType.NotFound)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        raise NotImplementedError("Storage.list_files lists")
+        bucket, _, folder = selector.base_dir.partition("/")
+        prefix = f"{folder.rstrip('/')}/" if folder else ""
+        found: dict[str, pafs.FileInfo] = {}
+        with _os_errors(selector.base_dir):
+            for key, n_bytes, _ in self._objects.list_keys(bucket, prefix):
+                names = key[len(prefix) :].split("/")
+                for depth in range(1, len(names)):
+                    above = f"{bucket}/{prefix}{'/'.join(names[:depth])}"
+                    found.setdefault(above, pafs.FileInfo(above, pafs.FileType.Directory))
+                path = f"{bucket}/{key}"
+                if names[-1] and (selector.recursive or len(names) == 1):
+                    found[path] = pafs.FileInfo(path, pafs.FileType.File, size=n_bytes)
+        if not found and not selector.allow_not_found:
+            raise FileNotFoundError(f"s3://{selector.base_dir}: nothing lies there")
+        depth = selector.base_dir.rstrip("/").count("/") + 1
+        return [i for i in found.values() if selector.recursive or i.path.count("/") == depth]
 
     def _not_here(self, *_: object) -> None:
         raise NotImplementedError("objects are deleted and moved by Storage")

@@ -28,7 +28,7 @@ from botocore.parsers import ResponseParserError
 from mer_batch.config import StorageConfig
 from mer_batch.disk import flush, make_folder
 from mer_batch.errors import AudioError, MerBatchError, StorageError, holds_credentials, masked
-from mer_batch.faults import DENIED, NOT_FOUND, code_of, explanation
+from mer_batch.faults import DENIED, NOT_FOUND, code_of, explanation, is_refusal
 from mer_batch.object_files import ObjectFiles
 from mer_batch.objects import Objects
 from mer_batch.steps import reach
@@ -170,6 +170,15 @@ class Storage:
             for name, value in zip(names, self._objects.credentials, strict=True)
             if value
         }
+
+    @property
+    def patience_seconds(self) -> float:
+        """For how long a fault that may pass is waited for [s]."""
+        return self._config.patience_seconds
+
+    def refuses(self, error: BaseException) -> bool:
+        """Whether a library's fault is a refusal of the store: it will not pass."""
+        return is_refusal(error)
 
     def explain(self, error: BaseException) -> str:
         """What a library says of a fault, on one line, with a remedy and without credentials."""

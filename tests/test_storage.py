@@ -405,7 +405,7 @@ def test_a_store_that_always_fails_is_a_passing_reject(s3: Any) -> None:
     with _Store(
         lambda: b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\nETag: "e"\r\n\r\n012'
     ) as endpoint:
-        storage = Storage(StorageConfig(endpoint_url=endpoint))
+        storage = Storage(StorageConfig(endpoint_url=endpoint, patience_seconds=1))
         assert reject_reason(storage, "s3://bucket/a.mp3") == "storage_error"
 
 
@@ -456,7 +456,8 @@ def test_versions_of_objects_come_from_one_listing(s3: Any) -> None:
     )
     uris = [f"s3://{s3.bucket}/{key}" for key in [*keys, "music/none.mp3"]]
     versions = storage.audio_versions(uris)
-    assert len(requests) == 1
+    # One more for what the listing does not show: it may be new.
+    assert len(requests) == 2
     assert len(set(versions[:-1])) == 30
     assert versions[-1] == ""
 
