@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import ray
+import ray.exceptions
 
 from mer_batch.block import BlockReport, Job
+from mer_batch.errors import MerBatchError
 from mer_batch.pipelines.cluster import cluster_cpus
 
 # A block is what one task does, and what a crash costs: some ten seconds of work at most, and
@@ -42,7 +44,17 @@ def stream(work: Work, job: Job, blocks: Iterator[pa.Table]) -> Iterator[BlockRe
         if not in_flight:
             return
         done, in_flight = ray.wait(in_flight, num_returns=1, timeout=TICK_SECONDS)
-        yield from ray.get(done) if done else [None]
+        yield from _reports_in(done) if done else [None]
+
+
+def _reports_in(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        # In its own words: those of Ray are the worker's whole traceback.
+        if isinstance(error.cause, MerBatchError):
+            raise error.cause from None
+        raise
 
 
 def even_blocks(

@@ -67,6 +67,8 @@ class Session:
         """Remove what runs that were cut short have left."""
         for run_id in self.run.cut_short():
             reach("sweep_to_begin")
+            # Who has taken over meanwhile has a mark of its own there, and parts not yet committed.
+            self.run.lease.check()
             n_swept = self.ledger.sweep(run_id)
             reach("parts_swept")
             sweep_unfinished(self.storage, self.output, run_id)
