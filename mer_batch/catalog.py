@@ -13,11 +13,11 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from mer_batch.config import CatalogConfig
-from mer_batch.errors import CatalogError
+from mer_batch.delta import open_table
+from mer_batch.errors import CatalogError, masked
 from mer_batch.storage import SCHEME_PATTERN, SCHEMES, Location, Storage, parse_uri
 
 #: A file with one of these endings counts as audio in a folder of audio files.
@@ -247,7 +247,9 @@ def _open(
 
 def _delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
     """The files of a Delta table's latest version, in the table's own schema."""
-    table = DeltaTable(location.uri, storage_options=storage.delta_options(location))
+    table = open_table(storage, location)
+    if table is None:
+        raise CatalogError(f"{location.uri} cannot be read as delta: no table lies there")
     if table.metadata().partition_columns:
         raise CatalogError(
             f"{location.uri}: a partitioned Delta table keeps columns outside its files; "
@@ -516,6 +518,10 @@ def _uris(
         uris.filter(foreign),
         "audio_uri",
     )
+    secret = pc.match_substring_regex(uris, r"^(?i:s3a?)://[^/]*[@:]")
+    secret = pc.and_not(secret, pc.match_substring_regex(uris, r"^(?i:s3a?)://arn:"))
+    _refuse(secret, "URIs with credentials in them", f"audio column {name!r}",
+            ids.filter(secret), "track_id")  # fmt: skip
     is_relative = pc.invert(pc.or_(has_scheme, pc.starts_with(uris, "/")))
     return pc.if_else(is_relative, pc.binary_join_element_wise(folder, uris, "/"), uris)
 
@@ -529,5 +535,5 @@ def _refuse(
 
 
 def _first(values: pa.Array | pa.ChunkedArray) -> str:
-    shown = ", ".join(repr(value) for value in values.slice(0, _N_OFFENDERS).to_pylist())
+    shown = ", ".join(masked(repr(value)) for value in values.slice(0, _N_OFFENDERS).to_pylist())
     return shown + (", ..." if len(values) > _N_OFFENDERS else "")

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 
 from mer_batch import schema
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.errors import ConfigError
+from mer_batch.errors import ConfigError, holds_credentials, masked
 from mer_batch.feature_sets import FeatureSet, feature_set
 from mer_batch.limits import ChildLimits
 from mer_batch.registry import unknown_name
@@ -67,9 +67,17 @@ def _http_url(url: str | None) -> str | None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError("must look like http://host:port or https://host")
-    if "@" in parts.netloc:
+    if holds_credentials(url):
         raise ValueError("must not hold credentials; they come from the environment")
     return url
+
+
+def _no_credentials(uri: str) -> str:
+    if holds_credentials(uri):
+        raise ValueError(
+            "must not hold credentials; they come from the environment, a profile or a role"
+        )
+    return uri
 
 
 def _no_number(value: Any) -> Any:
@@ -81,6 +89,7 @@ def _no_number(value: Any) -> Any:
 
 DatasetName = Annotated[str, AfterValidator(_folder_name)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Uri = Annotated[NonEmpty, AfterValidator(_no_credentials)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -105,7 +114,7 @@ class CatalogConfig(_Section):
         ``ignore``: a track once scored is never looked at again under the same model.
     """
 
-    uri: NonEmpty
+    uri: Uri
     format: Literal["auto", "parquet", "csv", "jsonl", "delta", "audio"] = "auto"
     id_column: NonEmpty = "track_id"
     audio_column: NonEmpty = "audio_uri"
@@ -127,7 +136,7 @@ class OutputConfig(_Section):
         After so long without a sign of life another run may take the output over [s].
     """
 
-    uri: NonEmpty
+    uri: Uri
     prefix: Annotated[str, AfterValidator(_column_name_part)] = ""
     lease_seconds: float = Field(60.0, ge=2, allow_inf_nan=False)
 
@@ -135,7 +144,7 @@ class OutputConfig(_Section):
 class ModelConfig(_Section):
     """``builtin``, or the URI of a checkpoint folder."""
 
-    uri: NonEmpty = "builtin"
+    uri: Uri = "builtin"
 
 
 class AudioConfig(_Section):
@@ -162,10 +171,17 @@ class AudioConfig(_Section):
 
 
 class StorageConfig(_Section):
-    """How to reach an S3 store. Credentials come from the environment, never from here."""
+    """How to reach an S3 store. Credentials come from the environment, never from here.
+
+    Attributes
+    ----------
+    patience_seconds : float
+        For how long a fault that may pass, such as throttling, is waited for [s].
+    """
 
     endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
     region: str | None = None
+    patience_seconds: float = Field(60.0, ge=1, le=600)
 
 
 class RayConfig(_Section):
@@ -218,10 +234,10 @@ class LabelledDataConfig(_Section):
         they lie in ``<output.uri>/<name>``, and what is missing there is extracted first.
     """
 
-    uri: NonEmpty
+    uri: Uri
     loader: NonEmpty | None = None
     options: dict[str, Any] = {}
-    features: NonEmpty | None = None
+    features: Uri | None = None
 
 
 class FeaturesConfig(_Section):
@@ -419,7 +435,7 @@ class WorkersConfig(_Section):
     n_workers: int = Field(1, ge=0)
     use_gpu: bool = False
     max_failures: int = Field(3, ge=0)
-    folder: NonEmpty | None = None
+    folder: Uri | None = None
 
 
 class LearnConfig(_Section):
@@ -495,7 +511,9 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config={str(path)!r} cannot be read: {error}") from error
     except _YAML_ERRORS as error:
-        raise ConfigError(f"config={str(path)!r} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"config={str(path)!r} is not valid YAML: {masked(str(error))}"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r} must hold `key: value` lines")
     faults = [fault for text in overrides if (fault := _apply_override(content, text))]
@@ -529,16 +547,16 @@ def _apply_override(content: dict[str, Any], override: str) -> str | None:
     key, separator, text = override.partition("=")
     names = key.split(".")
     if not separator or not all(names):
-        return f"override={override!r} must look like section.key=value"
+        return f"override={masked(override)!r} must look like section.key=value"
     try:
         value = yaml.safe_load(text)
     except _YAML_ERRORS as error:
-        return f"override={override!r}: the value is not valid YAML: {error}"
+        return f"override={masked(override)!r}: the value is not valid YAML: {masked(str(error))}"
     for name in names[:-1]:
         if content.get(name) is None:
             content[name] = {}
         if not isinstance(content[name], dict):
-            return f"override={override!r}: {name!r} is not a section"
+            return f"override={masked(override)!r}: {name!r} is not a section"
         content = content[name]
     content[names[-1]] = value
     return None
@@ -556,8 +574,7 @@ def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
         return f"{location} is missing; add it to the file or as {location}=..."
     rule = fault["msg"].removeprefix("Value error, ")
     # A password in a URL is refused, but not repeated.
-    value = re.sub(r"//[^/@]*@", "//***@", repr(fault["input"]))
-    return f"{location}={value}: {rule[0].lower()}{rule[1:]}"
+    return f"{location}={masked(repr(fault['input']))}: {rule[0].lower()}{rule[1:]}"
 
 
 def _keys_at(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

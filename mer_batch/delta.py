@@ -1,8 +1,17 @@
-"""Delta tables: open one, and list the files that it names."""
+"""Delta tables: open one, follow it, and list the files that it names.
+
+Both look into the store's listing for the latest version. Of some stores a listing is stale for a
+while, and an old version would be taken for today's: work would be done twice, and committed parts
+swept. So the next entry of the log is asked for by its name.
+"""
 
 from __future__ import annotations
 
+import itertools
+import random
+import time
 import urllib.parse
+from collections.abc import Callable
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -10,6 +19,10 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from mer_batch.errors import StorageError
 from mer_batch.storage import Location, Storage
+
+# Single requests are tried again below: what fails here came whole, and was not what it should be.
+_MAX_DAMAGED = 6
+_MAX_WAIT_SECONDS = 4.0
 
 
 def table_uri(location: Location) -> str:
@@ -20,18 +33,73 @@ def table_uri(location: Location) -> str:
 
 
 def open_table(storage: Storage, location: Location) -> DeltaTable | None:
-    """The table at a location, None where there is none.
+    """The table at a location in its latest version, None where there is none.
 
     Raises
     ------
     StorageError
     """
-    try:
-        return DeltaTable(table_uri(location), storage_options=storage.delta_options(location))
-    except TableNotFoundError:
-        return None
-    except (DeltaError, OSError) as error:
-        raise StorageError(f"cannot open the table {location.uri!r}: {error}") from error
+
+    def look() -> DeltaTable | None:
+        try:
+            return DeltaTable(table_uri(location), storage_options=storage.delta_options(location))
+        except TableNotFoundError:
+            return None
+
+    return _latest(storage, location, look)
+
+
+def refresh(storage: Storage, location: Location, table: DeltaTable) -> None:
+    """Bring a table that was opened earlier to its latest version.
+
+    Raises
+    ------
+    StorageError
+    """
+
+    def look() -> DeltaTable:
+        table.update_incremental()
+        return table
+
+    _latest(storage, location, look)
+
+
+def _latest(
+    storage: Storage, location: Location, look: Callable[[], DeltaTable | None]
+) -> DeltaTable | None:
+    """Look until what is found is the latest version."""
+    began = time.monotonic()
+    n_damaged = 0
+    for attempt in itertools.count():
+        try:
+            table = look()
+        except (DeltaError, OSError) as error:
+            n_damaged += 1
+            lasts = not location.is_s3 or n_damaged == _MAX_DAMAGED or storage.refuses(error)
+            if lasts:
+                raise StorageError(
+                    f"cannot open the table {location.uri!r}: {storage.explain(error)}"
+                ) from error
+        else:
+            newer = _newer(storage, location, table) if location.is_s3 else None
+            if newer is None:
+                return table
+            if time.monotonic() - began > storage.patience_seconds:
+                raise StorageError(
+                    f"the store's listing of {location.uri!r} is stale: {newer} is there and not "
+                    "listed; run again when the store has caught up"
+                )
+        time.sleep(random.uniform(0.2, 1) * min(_MAX_WAIT_SECONDS, 0.2 * 2**attempt))
+    raise AssertionError("unreachable")
+
+
+def _newer(storage: Storage, location: Location, table: DeltaTable | None) -> str | None:
+    """An entry of the log that is newer than what was found."""
+    names = ["_last_checkpoint"] if table is None else []
+    names.append(f"{0 if table is None else table.version() + 1:020}.json")
+    return next(
+        (name for name in names if storage.exists(location.child("_delta_log", name))), None
+    )
 
 
 def part_paths(table: DeltaTable) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from mer_batch import schema
 from mer_batch.budget import Budget
 from mer_batch.catalog import Catalog
 from mer_batch.disk import exchange, flush, make_folder
-from mer_batch.errors import MerBatchError, StorageError
+from mer_batch.errors import LeaseError, MerBatchError, StorageError
 from mer_batch.ledger import Ledger, track_keys
 from mer_batch.plan import Plan, permanent
 from mer_batch.schema import Identity
@@ -135,14 +138,18 @@ def last_published(storage: Storage, output: Location) -> dict[str, Any] | None:
     if not markers:
         return None
     latest = sorted(markers, key=lambda marker: marker.path)[-3:]
-    nights = [night for marker in latest if (night := _marker_content(storage.read(marker)))]
+    nights = [night for marker in latest if (night := _read_marker(storage, marker))]
     return max(nights, key=lambda night: str(night["published_at"]), default=None)
 
 
 def read_marker(storage: Storage, night: Location) -> dict[str, Any] | None:
     """The marker of one night, None where that night is not published."""
-    marker = night.child(MARKER)
-    return _marker_content(storage.read(marker)) if storage.exists(marker) else None
+    return _read_marker(storage, night.child(MARKER))
+
+
+def _read_marker(storage: Storage, marker: Location) -> dict[str, Any] | None:
+    present = storage.read_with_token(marker)
+    return _marker_content(present[0]) if present else None
 
 
 def _marker_content(text: bytes) -> dict[str, Any] | None:
@@ -195,17 +202,19 @@ def publish(
     reach("publish_to_begin")
     try:
         if night.is_s3:
-            check()
-            storage.delete(night.child(MARKER))
-            reach("marker_removed")
-            for found, _, _ in _list(storage, night):
-                storage.delete(found)
-        _write_parts(
-            storage, night if night.is_s3 else Location(None, str(new)), catalog, outcome,
-            prefix=prefix, run_id=run_id, marker=marker, check=check,
-        )  # fmt: skip
-        if night.is_s3:
+            _publish_objects(
+                storage, night, catalog, outcome,
+                prefix=prefix, run_id=run_id, marker=marker, check=check,
+            )  # fmt: skip
             return
+        folder, parts = Location(None, str(new)), list[dict[str, Any]]()
+        _write_parts(
+            storage, folder, catalog, outcome, parts, prefix=prefix, run_id=run_id, check=check
+        )
+        check()
+        reach("marker_to_write")
+        storage.write(folder.child(MARKER), _marker_bytes(marker, parts))
+        reach("marker_written")
         check()
         reach("night_to_place")
         _put_in_place(new, Path(night.path), _aside(night, f"_replaced-{run_id}"))
@@ -219,6 +228,81 @@ def publish(
         # By ourselves: who has taken over believes it swept already.
         if not night.is_s3:
             shutil.rmtree(new.parent, ignore_errors=True)
+
+
+def _publish_objects(
+    storage: Storage,
+    night: Location,
+    catalog: Catalog,
+    outcome: Outcome,
+    *,
+    prefix: str,
+    run_id: str,
+    marker: dict[str, Any],
+    check: Callable[[], None],
+) -> None:
+    """Publish where nothing can be renamed: the marker goes first and comes back last."""
+    check()
+    present = read_marker(storage, night)
+    storage.delete(night.child(MARKER))
+    reach("marker_removed")
+    # A listing may be stale: what the marker has named goes as well.
+    named = [night.child(part["name"]) for part in (present or {}).get("parts", ())]
+    for found in dict.fromkeys([*(found for found, _, _ in _list(storage, night)), *named]):
+        storage.delete(found)
+    parts: list[dict[str, Any]] = []
+    try:
+        _write_parts(
+            storage, night, catalog, outcome, parts, prefix=prefix, run_id=run_id, check=check
+        )
+        _await_listing(storage, night, {night.child(part["name"]) for part in parts})
+        check()
+    except BaseException:
+        _take_back(storage, night, parts)
+        raise
+    reach("marker_to_write")
+    content = _marker_bytes(marker, parts)
+    if storage.write_if(night.child(MARKER), content, token=None) is None:
+        _take_back(storage, night, parts)
+        raise LeaseError(f"{night.uri}: another run has published this night meanwhile")
+    reach("marker_written")
+
+
+def _await_listing(storage: Storage, night: Location, parts: set[Location]) -> None:
+    """Wait until the store lists a night's parts and nothing else: that is what readers will see.
+
+    A listing that shows what was written just now shows what an earlier try has left, too.
+
+    Raises
+    ------
+    StorageError
+        Where that takes too long.
+    """
+    began = time.monotonic()
+    for attempt in itertools.count():
+        listed = {found for found, _, _ in _list(storage, night)}
+        for found in sorted(listed - parts, key=lambda found: found.path):
+            storage.delete(found)
+        if listed == parts:
+            return
+        if time.monotonic() - began > storage.patience_seconds:
+            raise StorageError(
+                f"the store's listing of {night.uri!r} is stale: it does not show just the parts "
+                "that were written; run again when the store has caught up"
+            )
+        time.sleep(min(2.0, 0.1 * 2**attempt))
+
+
+def _take_back(storage: Storage, night: Location, parts: list[dict[str, Any]]) -> None:
+    """Remove our parts: who has taken over publishes beside them, and rows would be there twice."""
+    for part in parts:
+        with contextlib.suppress(MerBatchError):  # then the next run sweeps
+            storage.delete(night.child(part["name"]))
+
+
+def _marker_bytes(marker: dict[str, Any], parts: list[dict[str, Any]]) -> bytes:
+    n_rows = sum(part["n_rows"] for part in parts)
+    return json.dumps({**marker, "n_rows": n_rows, "parts": parts}, indent=2).encode()
 
 
 def _put_in_place(
@@ -254,13 +338,7 @@ def sweep_unfinished(storage: Storage, output: Location, run_id: str) -> None:
     """Remove what a publish that was cut short has left, and put back a night that it moved."""
     enriched = output.child("enriched")
     if enriched.is_s3:
-        # Of our own names only: what others have put beside the nights is theirs.
-        ours = re.compile(rf"/run_date=[^/]+/({MARKER}|part-[^/]+\.parquet)$")
-        files = [found for found, _, _ in _list(storage, enriched) if ours.search(found.path)]
-        complete = {f.path.rpartition("/")[0] for f in files if f.path.endswith(f"/{MARKER}")}
-        for found in files:
-            if found.path.rpartition("/")[0] not in complete:
-                storage.delete(found)
+        _sweep_objects(storage, enriched, run_id)
         return
     for moved in Path(enriched.path, f"_replaced-{run_id}").glob("*"):
         if not os.path.isdir(Path(enriched.path, moved.name)):
@@ -269,23 +347,43 @@ def sweep_unfinished(storage: Storage, output: Location, run_id: str) -> None:
         shutil.rmtree(Path(enriched.path, name), ignore_errors=True)
 
 
+def _sweep_objects(storage: Storage, enriched: Location, run_id: str) -> None:
+    """Remove the parts of nights that have no marker, and what a run has left beside a later one.
+
+    Markers are asked for by name: a stale listing may not show one.
+    """
+    # Of our own names only: what others have put beside the nights is theirs.
+    ours = re.compile(r"/run_date=[^/]+/part-[^/]+\.parquet$")
+    files = [found for found, _, _ in _list(storage, enriched) if ours.search(found.path)]
+    by_night = itertools.groupby(files, key=lambda found: found.path.rpartition("/")[0])
+    for folder, parts in by_night:
+        present = storage.read_with_token(Location(enriched.bucket, folder).child(MARKER))
+        content = _marker_content(present[0]) if present else None
+        named = {part["name"] for part in (content or {}).get("parts", ())}
+        for part in parts:
+            name = part.path.rpartition("/")[2]
+            is_left = content and name.endswith(f"-{run_id}.parquet") and name not in named
+            if present is None or is_left:
+                storage.delete(part)
+
+
 def _write_parts(
     storage: Storage,
     folder: Location,
     catalog: Catalog,
     outcome: Outcome,
+    parts: list[dict[str, Any]],
     *,
     prefix: str,
     run_id: str,
-    marker: dict[str, Any],
     check: Callable[[], None],
 ) -> None:
+    """Write a night's parts; `parts` takes the name and rows of each as it is begun."""
     added = [field.with_name(prefix + field.name) for field in schema.ENRICHED_FIELDS]
     columns = pa.schema([*catalog.schema, *added], metadata=catalog.schema.metadata)
     filesystem = storage.filesystem(folder)
     if not folder.is_s3:
         make_folder(Path(folder.path))
-    parts: list[dict[str, Any]] = []
     writer: pq.ParquetWriter | None = None
     try:
         for batch in _joined(catalog, outcome, columns):
@@ -312,11 +410,6 @@ def _write_parts(
             f"the catalog had {len(outcome.columns)} rows when the run began and {n_rows} now; "
             "it changed meanwhile: run again"
         )
-    check()
-    content = {**marker, "n_rows": n_rows, "parts": parts}
-    reach("marker_to_write")
-    storage.write(folder.child(MARKER), json.dumps(content, indent=2).encode())
-    reach("marker_written")
 
 
 def _joined(catalog: Catalog, outcome: Outcome, columns: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -19,6 +19,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class MerBatchError(Exception):
     """Root of all errors raised by mer_batch; ``exit_code`` is what the command line returns."""
@@ -93,3 +95,34 @@ class AudioError(MerBatchError):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+def masked(text: str) -> str:
+    """Text with the credentials taken out of whatever URIs stand in it."""
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)", _without_credentials, text)
+
+
+def holds_credentials(uri: str) -> bool:
+    """Whether a URI names a user or a key before its host or bucket."""
+    return masked(uri) != uri
+
+
+def _without_credentials(uri: re.Match[str]) -> str:
+    scheme, rest = uri[1].lower(), uri[2]
+    # A key's secret may hold slashes: what stands before the last @ may all be secret.
+    _, at, after = rest.rpartition("@")
+    authority = rest.partition("/")[0]
+    is_web = scheme in ("http", "https")
+    is_named = "@" in authority or (":" in authority and not _is_plain(authority, is_web))
+    if is_named:
+        return f"{uri[1]}://***@{after}" if at else f"{uri[1]}://***"
+    if is_web and "?" in rest:  # as in a presigned URL
+        return f"{uri[1]}://{rest.partition('?')[0]}?***"
+    return uri[0]
+
+
+def _is_plain(authority: str, is_web: bool) -> bool:
+    """Whether what follows the colon is a port, or the authority a resource's name."""
+    if is_web:
+        return re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", authority) is not None
+    return authority.startswith("arn:")

@@ -8,9 +8,10 @@ A part that no commit names does not exist for any reader, and is swept by the n
 from __future__ import annotations
 
 import json
+import random
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
 from mer_batch import feature_table, schema
-from mer_batch.delta import open_table, part_paths, table_uri
+from mer_batch.delta import open_table, part_paths, refresh, table_uri
 from mer_batch.disk import flush
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
@@ -31,8 +32,10 @@ from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 _LEASE_APP = "mer_batch_lease"
+_COMMIT_APP = "mer_batch_commit"
 _CREDENTIALS_SECONDS = 300.0
-_FENCE_ATTEMPTS = 20
+_MAX_RACES = 20
+_MAX_WAIT_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,11 @@ class Ledger:
                     storage_options=self._storage.delta_options(location),
                 )
             except (DeltaError, OSError) as error:
-                raise StorageError(f"cannot open the table {location.uri!r}: {error}") from error
+                # The answer may be lost and the table made.
+                if not location.is_s3 or open_table(self._storage, location) is None:
+                    raise StorageError(
+                        f"cannot open the table {location.uri!r}: {self._storage.explain(error)}"
+                    ) from error
             reach("table_made")
             table = open_table(self._storage, location)
         if table is None:
@@ -151,7 +158,7 @@ class Ledger:
         """
         parts = []
         if "features" in self._tables:
-            self._refresh(self._tables["features"])
+            self._refresh("features")
             parts = self._parts("features")
         rows, problems = feature_table.read_rows(self._storage, parts, columns)
         rows = rows.filter(pads.field("features_id") == features_id)
@@ -170,24 +177,27 @@ class Ledger:
         columns_schema = _SCHEMAS[name](self._id_type)
         if name not in self._tables:
             return columns_schema.empty_table().select(list(columns))
-        self._refresh(self._tables[name])
+        self._refresh(name)
         # Not DeltaTable.to_pyarrow_table(): it may abort the interpreter at exit.
         parts = self._parts(name)
         if not parts:
             return columns_schema.empty_table().select(list(columns))
-        dataset = pads.dataset(
-            [part.fs_path for part in parts],
-            filesystem=self._storage.filesystem(self._output),
-            format="parquet",
-            schema=columns_schema,
-        )
-        return dataset.to_table(columns=list(columns), filter=rows)
-
-    def _refresh(self, table: DeltaTable) -> None:
         try:
-            table.update_incremental()
-        except (DeltaError, OSError) as error:
-            raise StorageError(f"cannot read {table.table_uri}: {error}") from error
+            dataset = pads.dataset(
+                [part.fs_path for part in parts],
+                filesystem=self._storage.filesystem(self._output),
+                format="parquet",
+                schema=columns_schema,
+            )
+            return dataset.to_table(columns=list(columns), filter=rows)
+        except (OSError, pa.ArrowException) as error:
+            table = self._output.child(name).uri
+            raise StorageError(
+                f"cannot read the table {table!r}: {self._storage.explain(error)}"
+            ) from error
+
+    def _refresh(self, name: str) -> None:
+        refresh(self._storage, self._output.child(name), self._tables[name])
 
     def _parts(self, name: str) -> list[Location]:
         """The files that a table names, below our own name of its folder."""
@@ -200,7 +210,7 @@ class Ledger:
 
         Rejects of other extractions, as ``extract`` has them, are not in it.
         """
-        self._refresh(self._tables["scores"])
+        self._refresh("scores")
         scores = sorted(part_paths(self._tables["scores"]))
         names = ["track_id", "audio_version", "reason", "last_run_id"]
         order = [(name, "ascending") for name in ("track_id", "last_run_id")]
@@ -222,34 +232,24 @@ class Ledger:
             Where the fence could not be put up.
         """
         self._generation = generation
-        for table in self._tables.values():
+        for name in self._tables:
             reach("fence_to_put")
-            for attempt in range(1, _FENCE_ATTEMPTS + 1):
-                try:
-                    self._add(table, [], [])
-                    break
-                except StorageError:
-                    # The holder to be shut out may be committing this very moment.
-                    if attempt == _FENCE_ATTEMPTS:
-                        raise
+            self._add(name, [], [])
             reach("fence_put")
-        for name, table in self._tables.items():
-            self._add_missing_columns(name, table)
+        for name in self._tables:
+            self._add_missing_columns(name)
 
-    def _add_missing_columns(self, name: str, table: DeltaTable) -> None:
+    def _add_missing_columns(self, name: str) -> None:
         """Columns that came later are added to the table: in older rows they are null."""
-        self._check_generation(table)
+        self._check_generation(name)
+        table = self._tables[name]
         there = set(pa.schema(table.schema().to_arrow()).names)
         missing = [field for field in _SCHEMAS[name](self._id_type) if field.name not in there]
         if not missing:
             return
         fields: list[Field] = Schema.from_arrow(pa.schema(missing)).fields
-        try:
-            table.alter.add_columns(fields, commit_properties=self._commit_properties([]))
-        except (DeltaError, OSError) as error:
-            raise StorageError(f"cannot add columns to {table.table_uri}: {error}") from error
-        self._refresh(table)
-        self._keep(table)
+        self._commit(name, lambda with_: table.alter.add_columns(fields, commit_properties=with_))
+        self._refresh(name)
 
     def commit_parts(
         self, parts: Sequence[Part], *, run_id: str, sequence: int, table: str | None = None
@@ -270,27 +270,21 @@ class Ledger:
             )
             for part in parts
         ]
-        self._add(self._tables[table or self._product], actions, [Transaction(run_id, sequence)])
+        self._add(table or self._product, actions, [Transaction(run_id, sequence)])
 
-    def _add(
-        self, table: DeltaTable, actions: list[AddAction], transactions: list[Transaction]
-    ) -> None:
-        self._check_generation(table)
-        try:
-            table.create_write_transaction(
+    def _add(self, name: str, actions: list[AddAction], transactions: list[Transaction]) -> None:
+        table = self._tables[name]
+        self._commit(
+            name,
+            lambda with_: table.create_write_transaction(
                 actions,  # type: ignore[arg-type]
                 mode="append",
                 schema=table.schema(),
                 partition_by=[],
-                commit_properties=self._commit_properties(transactions),
-            )
-        except (DeltaError, OSError) as error:
-            # The answer may be lost and the commit done: the table knows.
-            self._check_generation(table)
-            done = [Transaction(_LEASE_APP, self._generation), *transactions]
-            if not all(table.transaction_version(t.app_id) == t.version for t in done):
-                raise StorageError(f"cannot commit to {table.table_uri}: {error}") from error
-        self._keep(table)
+                commit_properties=with_,
+            ),
+            transactions,
+        )
 
     def merge_rejects(self, rows: pa.Table) -> None:
         """Insert or update a product's rows by track_id; one without a reason deletes the track's.
@@ -306,8 +300,8 @@ class Ledger:
         if rows.num_rows == 0:
             return
         rejects = self._tables["rejects"]
-        self._check_generation(rejects)
-        try:
+
+        def merge(properties: CommitProperties) -> None:
             (
                 rejects.merge(
                     rows,
@@ -320,24 +314,62 @@ class Ledger:
                     ),
                     source_alias="source",
                     target_alias="target",
-                    commit_properties=self._commit_properties([]),
+                    commit_properties=properties,
                 )
                 .when_matched_delete(predicate="source.reason IS NULL")
                 .when_matched_update_all()
                 .when_not_matched_insert_all(predicate="source.reason IS NOT NULL")
                 .execute()
             )
-        except (DeltaError, OSError) as error:
-            self._check_generation(rejects)
-            raise StorageError(f"cannot commit to {rejects.table_uri}: {error}") from error
-        self._keep(rejects)
 
-    def _keep(self, table: DeltaTable) -> None:
+        self._commit("rejects", merge)
+
+    def _commit(
+        self,
+        name: str,
+        commit: Callable[[CommitProperties], object],
+        transactions: Sequence[Transaction] = (),
+    ) -> None:
+        """Commit to a table, once: where it fails, the table knows whether it has happened."""
+        # Two transactions that carry the same application id conflict: that is the fence.
+        mark = Transaction(_COMMIT_APP, random.getrandbits(62))
+        lease = Transaction(_LEASE_APP, self._generation)
+        properties = CommitProperties(app_transactions=[lease, mark, *transactions])
+        began, n_failed = time.monotonic(), 0
+        self._check_generation(name)
+        while True:
+            try:
+                commit(properties)
+                break
+            except (DeltaError, OSError) as error:
+                n_failed += 1
+                seconds = time.monotonic() - began
+                # The answer may be lost and the commit done.
+                self._check_generation(name)
+                if self._tables[name].transaction_version(_COMMIT_APP) == mark.version:
+                    break
+                if not self._may_pass(error, n_failed, seconds):
+                    raise StorageError(
+                        f"cannot commit to {self._output.child(name).uri!r}: "
+                        f"{self._storage.explain(error)}"
+                    ) from error
+            if self._output.is_s3:
+                time.sleep(random.uniform(0, min(_MAX_WAIT_SECONDS, 0.1 * 2**n_failed)))
+        self._keep(name)
+
+    def _may_pass(self, error: Exception, n_failed: int, seconds: float) -> bool:
+        """Whether a commit that failed is worth another try."""
+        if self._output.is_s3:
+            return seconds < self._storage.patience_seconds and not self._storage.refuses(error)
+        # The holder to be shut out may have committed this very moment.
+        return isinstance(error, CommitFailedError) and n_failed < _MAX_RACES
+
+    def _keep(self, name: str) -> None:
         """Have the latest commit outlast a loss of power: delta-rs leaves that to the system."""
         if self._output.is_s3:
             return
-        self._refresh(table)
-        name = next(name for name, known in self._tables.items() if known is table)
+        self._refresh(name)
+        table = self._tables[name]
         folder = Path(self._output.child(name).path)
         commit = folder / "_delta_log" / f"{table.version():020}.json"
         try:
@@ -348,13 +380,9 @@ class Ledger:
         except OSError as error:
             raise StorageError(f"cannot flush {table.table_uri} to its disk: {error}") from error
 
-    def _commit_properties(self, transactions: list[Transaction]) -> CommitProperties:
-        # Two transactions that carry the same application id conflict: that is the fence.
-        lease = Transaction(_LEASE_APP, self._generation)
-        return CommitProperties(app_transactions=[lease, *transactions])
-
-    def _check_generation(self, table: DeltaTable) -> None:
-        self._refresh(table)
+    def _check_generation(self, name: str) -> None:
+        self._refresh(name)
+        table = self._tables[name]
         latest = table.transaction_version(_LEASE_APP) or 0
         if latest > self._generation:
             raise LeaseError(
@@ -375,7 +403,7 @@ class Ledger:
         folder = self._output.child(name, run_id)
         if name not in self._tables or not (folder.is_s3 or self._storage.is_folder(folder)):
             return 0
-        self._refresh(self._tables[name])
+        self._check_generation(name)
         named = {part.uri for part in self._parts(name)}
         n_swept = 0
         for found, _, _ in list(self._storage.list_files(folder)):

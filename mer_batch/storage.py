@@ -1,12 +1,12 @@
 """Files and objects by URI: local paths, ``file://`` and ``s3://`` (``s3a://`` is read as s3).
 
-Audio is read with boto3 (pooled connections, retries), tables with pyarrow.fs and delta-rs.
-Credentials come from the usual chain (environment, profile, instance role) and are never logged.
+Objects are read and written by ``objects``, in which faults that pass are waited for, and tables
+in them through ``object_files`` and delta-rs. Credentials come from the usual chain (environment,
+profile, instance role) and are never logged.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import functools
@@ -15,22 +15,22 @@ import os
 import random
 import re
 import stat
-import threading
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import boto3
-import botocore.config
 import botocore.exceptions
 import pyarrow.fs as pafs
+from botocore.parsers import ResponseParserError
 
 from mer_batch.config import StorageConfig
 from mer_batch.disk import flush, make_folder
-from mer_batch.errors import AudioError, MerBatchError, StorageError
+from mer_batch.errors import AudioError, MerBatchError, StorageError, holds_credentials, masked
+from mer_batch.faults import DENIED, NOT_FOUND, code_of, explanation, is_refusal
+from mer_batch.object_files import ObjectFiles
+from mer_batch.objects import Objects
 from mer_batch.steps import reach
 
 SCHEMES = ("file", "s3", "s3a")
@@ -39,20 +39,9 @@ SCHEMES = ("file", "s3", "s3a")
 SCHEME_PATTERN = r"^([A-Za-z][A-Za-z0-9+.-]*)://|^[Ff][Ii][Ll][Ee]:/"
 
 _SCHEME = re.compile(SCHEME_PATTERN)
-_BODY_ATTEMPTS = 3
-_CLIENT_LOCK = threading.Lock()
-_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
-_DENIED |= {"ExpiredToken", "InvalidToken", "AllAccessDisabled"}
-_LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-
-_BROKEN_BODY = (
-    botocore.exceptions.HTTPClientError,
-    botocore.exceptions.IncompleteReadError,
-    OSError,
-)
-
-T = TypeVar("T")
+# Objects that a listing does not show are looked up one by one, if they are no more than these.
+_MAX_LOOK_UPS = 10_000
+_LOOK_UP_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ def parse_uri(uri: str) -> Location:
     Raises
     ------
     StorageError
-        For a scheme that is not supported.
+        For a scheme that is not supported, and for credentials in the URI.
     """
     match = _SCHEME.match(uri)
     if match is None:
@@ -108,14 +97,23 @@ def parse_uri(uri: str) -> Location:
     if scheme == "file":
         path = urllib.parse.unquote(rest.removeprefix("localhost"), errors="surrogateescape")
         if not path.startswith("/"):
-            raise StorageError(f"uri={uri!r} must hold an absolute path: file:///folder/name")
+            raise StorageError(
+                f"uri={masked(uri)!r} must hold an absolute path: file:///folder/name"
+            )
         return Location(None, os.path.normpath(path))
     if scheme in ("s3", "s3a"):
+        if holds_credentials(uri):
+            raise StorageError(
+                f"uri={masked(uri)!r} must not hold credentials; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or a profile"
+            )
         bucket, _, key = rest.partition("/")
         if not bucket:
-            raise StorageError(f"uri={uri!r} must name a bucket: s3://bucket/key")
+            raise StorageError(f"uri={masked(uri)!r} must name a bucket: s3://bucket/key")
         return Location(bucket, key)
-    raise StorageError(f"uri={uri!r} must be a path or begin with one of {', '.join(SCHEMES)}://")
+    raise StorageError(
+        f"uri={masked(uri)!r} must be a path or begin with one of {', '.join(SCHEMES)}://"
+    )
 
 
 class Storage:
@@ -137,78 +135,54 @@ class Storage:
     # ------------------------------------------------------------------ clients
 
     @functools.cached_property
-    def _session(self) -> boto3.Session:
-        return boto3.Session(region_name=self._region)
-
-    @property
-    def _endpoint(self) -> str | None:
-        if self._config.endpoint_url:
-            return self._config.endpoint_url
-        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-            url = os.environ.get(name)
-            if url and not url.startswith(("http://", "https://")):
-                raise StorageError(f"{name}={url!r} must begin with http:// or https://")
-            if url:
-                return url
-        return None
-
-    @property
-    def _region(self) -> str:
-        named = (
-            self._config.region
-            or os.environ.get("AWS_REGION")
-            or os.environ.get("AWS_DEFAULT_REGION")
-        )
-        return named or boto3.Session().region_name or "us-east-1"
-
-    @property
-    def _s3(self) -> Any:
-        # Making a client is not safe in several threads at once, using one is.
-        with _CLIENT_LOCK:
-            return self._s3_client
+    def _objects(self) -> Objects:
+        return Objects(self._config)
 
     @functools.cached_property
-    def _s3_client(self) -> Any:
-        return self._session.client(
-            "s3",
-            endpoint_url=self._endpoint,
-            config=botocore.config.Config(
-                max_pool_connections=32,
-                connect_timeout=10,
-                read_timeout=60,
-                retries={"mode": "standard", "total_max_attempts": 5},
-            ),
-        )
-
-    @functools.cached_property
-    def _s3_filesystem(self) -> pafs.S3FileSystem:
-        endpoint = urllib.parse.urlsplit(self._endpoint) if self._endpoint else None
-        return pafs.S3FileSystem(
-            region=self._region,
-            endpoint_override=endpoint.netloc if endpoint else None,
-            scheme=endpoint.scheme if endpoint else "https",
-        )
+    def _object_files(self) -> pafs.PyFileSystem:
+        return pafs.PyFileSystem(ObjectFiles(self._objects))
 
     def filesystem(self, location: Location) -> pafs.FileSystem:
         """The pyarrow file system that `location.fs_path` lies in."""
-        return self._s3_filesystem if location.is_s3 else pafs.LocalFileSystem()
+        return self._object_files if location.is_s3 else pafs.LocalFileSystem()
 
     def delta_options(self, location: Location) -> dict[str, str] | None:
         """Options for delta-rs. Made anew for every use: temporary credentials expire."""
         if not location.is_s3:
             return None
-        options = {"AWS_REGION": self._region, "aws_conditional_put": "etag"}
-        if self._endpoint:
-            options["AWS_ENDPOINT_URL"] = self._endpoint
-            options["AWS_ALLOW_HTTP"] = str(self._endpoint.startswith("http://")).lower()
-        credentials = self._session.get_credentials()
-        if credentials is not None:
-            frozen = credentials.get_frozen_credentials()
-            options["AWS_ACCESS_KEY_ID"] = frozen.access_key or ""
-            options["AWS_SECRET_ACCESS_KEY"] = frozen.secret_key or ""
-            if frozen.token:
-                options["AWS_SESSION_TOKEN"] = frozen.token
-        return options
+        options = {
+            "AWS_REGION": self._objects.region,
+            "aws_conditional_put": "etag",
+            # Of single requests; whole commits are tried again by the ledger.
+            "max_retries": "20",
+            "retry_timeout": f"{self._config.patience_seconds:.0f}s",
+            "backoff_config.max_backoff": "5s",
+            "connect_timeout": "5s",
+            "timeout": "30s",
+        }
+        endpoint = self._objects.endpoint
+        if endpoint:
+            options["AWS_ENDPOINT_URL"] = endpoint
+            options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        return options | {
+            name: value
+            for name, value in zip(names, self._objects.credentials, strict=True)
+            if value
+        }
+
+    @property
+    def patience_seconds(self) -> float:
+        """For how long a fault that may pass is waited for [s]."""
+        return self._config.patience_seconds
+
+    def refuses(self, error: BaseException) -> bool:
+        """Whether a library's fault is a refusal of the store: it will not pass."""
+        return is_refusal(error)
+
+    def explain(self, error: BaseException) -> str:
+        """What a library says of a fault, on one line, with a remedy and without credentials."""
+        return explanation(error, self._objects.credentials)
 
     # ------------------------------------------------------------------ small files
 
@@ -220,9 +194,8 @@ class Storage:
         StorageError
         """
         with _storage_errors("read", location):
-            if location.is_s3:
-                reply = self._s3.get_object(Bucket=location.bucket, Key=location.path)
-                return bytes(reply["Body"].read())
+            if location.bucket is not None:
+                return self._objects.get(location.bucket, location.path).content
             return Path(location.path).read_bytes()
 
     def write(self, location: Location, content: bytes) -> None:
@@ -231,8 +204,8 @@ class Storage:
         On a local disk it outlasts a loss of power from here on.
         """
         with _storage_errors("write", location):
-            if location.is_s3:
-                self._s3.put_object(Bucket=location.bucket, Key=location.path, Body=content)
+            if location.bucket is not None:
+                self._objects.put(location.bucket, location.path, content)
                 return
             path = Path(location.path)
             make_folder(path.parent)
@@ -251,21 +224,16 @@ class Storage:
     def list_files(self, location: Location) -> Iterator[tuple[Location, int, str]]:
         """Every file below a folder or prefix: where it is, its size [bytes] and its version."""
         with _storage_errors("list", location):
-            if location.is_s3:
-                yield from self._list_s3(location)
+            if location.bucket is not None:
+                yield from self._list_s3(location.bucket, location.path)
             else:
                 yield from _list_local(location)
 
-    def _list_s3(self, location: Location) -> Iterator[tuple[Location, int, str]]:
-        prefix = location.path.rstrip("/") + "/" if location.path else ""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(
-            Bucket=location.bucket, Prefix=prefix
-        )
-        for page in pages:
-            for entry in page.get("Contents", ()):
-                if not entry["Key"].endswith("/"):
-                    found = Location(location.bucket, entry["Key"])
-                    yield found, entry["Size"], entry["ETag"].strip('"')
+    def _list_s3(self, bucket: str, folder: str) -> Iterator[tuple[Location, int, str]]:
+        prefix = folder.rstrip("/") + "/" if folder else ""
+        for key, n_bytes, etag in self._objects.list_keys(bucket, prefix):
+            if not key.endswith("/"):
+                yield Location(bucket, key), n_bytes, etag.strip('"')
 
     def is_folder(self, location: Location) -> bool:
         """Whether something lies below this location, or it is a local folder."""
@@ -276,23 +244,17 @@ class Storage:
     def exists(self, location: Location) -> bool:
         """Whether there is a file or object exactly here."""
         with _storage_errors("look up", location):
-            if not location.is_s3:
+            if location.bucket is None:
                 return os.path.isfile(location.path)
             if not location.path:
                 return False  # a bucket is no object
-            try:
-                self._s3.head_object(Bucket=location.bucket, Key=location.path)
-            except botocore.exceptions.ClientError as error:
-                if _code(error) in _NOT_FOUND:
-                    return False
-                raise
-            return True
+            return self._objects.head(location.bucket, location.path) is not None
 
     def delete(self, location: Location) -> None:
         """Delete a file if it is there."""
         with _storage_errors("delete", location):
-            if location.is_s3:
-                self._s3.delete_object(Bucket=location.bucket, Key=location.path)
+            if location.bucket is not None:
+                self._objects.delete(location.bucket, location.path)
             else:
                 Path(location.path).unlink(missing_ok=True)
 
@@ -307,19 +269,14 @@ class Storage:
     def read_with_token(self, location: Location) -> tuple[bytes, str] | None:
         """A small file and the token of its present state; None if there is none."""
         with _storage_errors("read", location):
-            if not location.is_s3:
-                try:
-                    content = Path(location.path).read_bytes()
-                except FileNotFoundError:
-                    return None
-                return content, _local_token(content)
+            if location.bucket is not None:
+                found = self._objects.get_if_there(location.bucket, location.path)
+                return (found.content, found.etag) if found else None
             try:
-                reply = self._s3.get_object(Bucket=location.bucket, Key=location.path)
-            except botocore.exceptions.ClientError as error:
-                if _code(error) in _NOT_FOUND - {"NoSuchBucket"}:
-                    return None
-                raise
-            return bytes(reply["Body"].read()), reply["ETag"]
+                content = Path(location.path).read_bytes()
+            except FileNotFoundError:
+                return None
+            return content, _local_token(content)
 
     def write_if(self, location: Location, content: bytes, *, token: str | None) -> str | None:
         """Write a small file only if its state is still `token` (None: only if it is not there).
@@ -332,21 +289,10 @@ class Storage:
         str or None
             The new token; None where somebody else was faster.
         """
-        if not location.is_s3:
+        if location.bucket is None:
             return self._write_local_if(location, content, token)
-        condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
         with _storage_errors("write", location):
-            try:
-                reply = self._s3.put_object(
-                    Bucket=location.bucket, Key=location.path, Body=content, **condition
-                )
-            except botocore.exceptions.ClientError as error:
-                if _code(error) not in _LOST_RACE | _NOT_FOUND - {"NoSuchBucket"}:
-                    raise
-                # The put may be ours: done, its answer lost, and tried again by botocore.
-                present = self.read_with_token(location)
-                return present[1] if present and present[0] == content else None
-            return str(reply["ETag"])
+            return self._objects.put_if(location.bucket, location.path, content, etag=token)
 
     def _write_local_if(self, location: Location, content: bytes, token: str | None) -> str | None:
         path = Path(location.path)
@@ -375,55 +321,41 @@ class Storage:
             location = parse_uri(uri)
         except StorageError as error:
             raise AudioError("not_found", str(error)) from error
-        if location.is_s3:
-            return self._read_audio_s3(location, max_bytes)
+        if location.bucket is not None:
+            return self._read_audio_s3(location.bucket, location.path, max_bytes)
         return _read_audio_file(location.path, max_bytes)
 
-    def _read_audio_s3(self, location: Location, max_bytes: int) -> AudioObject:
-        def fetch() -> AudioObject:
-            reply = self._s3.get_object(Bucket=location.bucket, Key=location.path)
-            length = reply["ContentLength"]
-            # Not `with reply["Body"]`: that gives the stream below, whose errors are urllib3's.
-            with contextlib.closing(reply["Body"]) as body:
-                _check_size(length, max_bytes)
-                content = bytes(body.read())
-            if len(content) != length:
-                raise botocore.exceptions.IncompleteReadError(
-                    actual_bytes=len(content), expected_bytes=length
-                )
-            return AudioObject(content, reply["ETag"].strip('"'))
-
+    def _read_audio_s3(self, bucket: str, key: str, max_bytes: int) -> AudioObject:
         try:
-            return _with_retries(fetch)
+            found = self._objects.get(
+                bucket, key, check_size=lambda n_bytes: _check_size(n_bytes, max_bytes)
+            )
         except botocore.exceptions.ClientError as error:
-            code = _code(error)
-            reason = "not_found" if code in _NOT_FOUND else "storage_error"
-            reason = "access_denied" if code in _DENIED else reason
+            code = code_of(error)
+            reason = "not_found" if code in NOT_FOUND else "storage_error"
+            reason = "access_denied" if code in DENIED else reason
             raise AudioError(reason, f"{code} from the store") from error
         except botocore.exceptions.ParamValidationError as error:
             raise AudioError("not_found", f"not a usable bucket or key: {error}") from error
-        except (botocore.exceptions.BotoCoreError, OSError) as error:
-            raise AudioError("storage_error", f"{type(error).__name__}: {error}") from error
+        except (botocore.exceptions.BotoCoreError, ResponseParserError, OSError) as error:
+            raise AudioError("storage_error", self.explain(error)) from error
+        return AudioObject(found.content, found.etag.strip('"'))
 
     def version(self, location: Location) -> str:
         """Today's version of one file, "" where there is none; see :meth:`audio_versions`."""
-        if not location.is_s3:
+        if location.bucket is None:
             return _file_version(location.path)
         with _storage_errors("look up", location):
-            try:
-                reply = self._s3.head_object(Bucket=location.bucket, Key=location.path)
-            except botocore.exceptions.ClientError as error:
-                if _code(error) in _NOT_FOUND:
-                    return ""
-                raise
-            return str(reply["ETag"]).strip('"')
+            found = self._objects.head(location.bucket, location.path)
+            return found[1].strip('"') if found else ""
 
     def audio_versions(self, uris: Sequence[str]) -> list[str]:
         """Today's version of every track's audio, "" where there is none.
 
         Files: size and modification time, by a local stat call each. Objects: the etag, by one
-        listing per bucket of the prefix that the URIs share, never a request per track. A URI that
-        cannot be read has no version: to read it is what finds out why.
+        listing per bucket of the prefix that the URIs share, never a request per track; what a
+        listing does not show, which may be stale, is looked up. A URI that cannot be read has no
+        version: to read it is what finds out why.
 
         Raises
         ------
@@ -449,11 +381,26 @@ class Storage:
     def _etags(self, bucket: str, keys: set[str]) -> dict[str, str]:
         shared = os.path.commonprefix([min(keys), max(keys)])  # noqa: RUF071  # keys are no paths
         folder = Location(bucket, shared.rpartition("/")[0])
-        return {
+        etags = {
             found.path: version
             for found, _, version in self.list_files(folder)
             if found.path in keys
         }
+        unseen = sorted(keys - etags.keys() - {""})
+        if len(unseen) <= _MAX_LOOK_UPS:
+            with ThreadPoolExecutor(_LOOK_UP_THREADS, thread_name_prefix="look-up") as pool:
+                etags |= zip(
+                    unseen,
+                    pool.map(lambda key: self._version_or_none(Location(bucket, key)), unseen),
+                    strict=True,
+                )
+        return etags
+
+    def _version_or_none(self, location: Location) -> str:
+        try:
+            return self.version(location)
+        except StorageError:
+            return ""
 
 
 class _storage_errors:  # noqa: N801  # reads like contextlib.suppress
@@ -469,27 +416,20 @@ class _storage_errors:  # noqa: N801  # reads like contextlib.suppress
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, MerBatchError):
             return
-        if isinstance(error, botocore.exceptions.ClientError):
-            code = _code(error)
-            remedy = "check the bucket's name and the endpoint"
-            if code in _DENIED:
-                remedy = "check the credentials and that they allow this"
-        elif isinstance(error, botocore.exceptions.NoCredentialsError):
-            code, remedy = "no credentials", "set AWS_ACCESS_KEY_ID or a profile, or attach a role"
-        elif isinstance(error, botocore.exceptions.BotoCoreError):
-            code, remedy = f"{type(error).__name__}: {error}", "check the endpoint and the network"
+        libraries = (
+            botocore.exceptions.ClientError,
+            botocore.exceptions.BotoCoreError,
+            ResponseParserError,
+        )
+        if isinstance(error, libraries) or (isinstance(error, OSError) and self._location.is_s3):
+            what = explanation(error)
         elif isinstance(error, OSError):
-            code = error.strerror or str(error)
-            remedy = (
-                "free some space"
-                if error.errno == errno.ENOSPC
-                else "check the path and its permissions"
-            )
+            is_full = error.errno == errno.ENOSPC
+            remedy = "free some space" if is_full else "check the path and its permissions"
+            what = f"{error.strerror or error}; {remedy}"
         else:
             return
-        raise StorageError(
-            f"cannot {self._verb} {self._location.uri!r}: {code}; {remedy}"
-        ) from error
+        raise StorageError(f"cannot {self._verb} {self._location.uri!r}: {what}") from error
 
 
 def _location_or_none(uri: str) -> Location | None:
@@ -497,21 +437,6 @@ def _location_or_none(uri: str) -> Location | None:
         return parse_uri(uri)
     except StorageError:
         return None
-
-
-def _code(error: botocore.exceptions.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "unknown error"))
-
-
-def _with_retries(fetch: Callable[[], T]) -> T:
-    """Try again what botocore does not: bodies that break off half-way."""
-    for attempt in range(1, _BODY_ATTEMPTS):
-        try:
-            return fetch()
-        except _BROKEN_BODY:
-            # Full jitter: workers that failed together do not come back together.
-            time.sleep(random.uniform(0, 0.2 * 2**attempt))
-    return fetch()
 
 
 def _local_token(content: bytes) -> str:

@@ -62,7 +62,17 @@ def _reports(work: Work, job: Job, blocks: Iterator[pa.Table]) -> Iterator[Block
         if not in_flight:
             return
         done, in_flight = ray.wait(in_flight, num_returns=1, timeout=TICK_SECONDS)
-        yield from ray.get(done) if done else [None]
+        yield from _reports_in(done) if done else [None]
+
+
+def _reports_in(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        # In its own words: those of Ray are the worker's whole traceback.
+        if isinstance(error.cause, MerBatchError):
+            raise error.cause from None
+        raise
 
 
 def even_blocks(

@@ -1,0 +1,296 @@
+"""Objects in S3 by bucket and key. Every request is asked until its answer is whole and right.
+
+Credentials come from the usual chain (environment, profile, instance role).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from mer_batch.config import StorageConfig
+from mer_batch.errors import StorageError, masked
+from mer_batch.faults import LOST_RACE, NOT_FOUND, DamagedBodyError, Patience, code_of
+
+_CLIENT_LOCK = threading.Lock()
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 20
+_NO_SUCH_RANGE = frozenset({"InvalidRange", "416"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of an object, where they begin in it, its whole size and its etag (with its quotes)."""
+
+    content: bytes
+    begin: int
+    n_total: int
+    etag: str
+
+
+class Objects:
+    """The client of one process, safe to use in many threads.
+
+    What cannot be had is raised as botocore's own error, or as OSError.
+
+    Parameters
+    ----------
+    config : StorageConfig
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+        self._patience = Patience(config.patience_seconds)
+
+    # ------------------------------------------------------------------ where and who
+
+    @property
+    def endpoint(self) -> str | None:
+        """The store's URL, None for AWS."""
+        if self._config.endpoint_url:
+            return self._config.endpoint_url
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            url = os.environ.get(name)
+            if not url:
+                continue
+            if not url.startswith(("http://", "https://")):
+                raise StorageError(f"{name}={masked(url)!r} must begin with http:// or https://")
+            if "@" in urllib.parse.urlsplit(url).netloc or masked(url) != url:
+                raise StorageError(
+                    f"{name}={masked(url)!r} must not hold credentials; set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, or a profile"
+                )
+            return url
+        return None
+
+    @property
+    def region(self) -> str:
+        """As configured; us-east-1 where nobody says."""
+        named = (
+            self._config.region
+            or os.environ.get("AWS_REGION")
+            or os.environ.get("AWS_DEFAULT_REGION")
+        )
+        return named or boto3.Session().region_name or "us-east-1"
+
+    @functools.cached_property
+    def _session(self) -> boto3.Session:
+        return boto3.Session(region_name=self.region)
+
+    @property
+    def credentials(self) -> tuple[str, str, str]:
+        """Key id, secret and token as they are now, "" for what there is not."""
+        found = self._session.get_credentials()
+        if found is None:
+            return "", "", ""
+        frozen = found.get_frozen_credentials()
+        return frozen.access_key or "", frozen.secret_key or "", frozen.token or ""
+
+    @property
+    def client(self) -> Any:
+        """boto3's, pooled."""
+        # Making a client is not safe in several threads at once, using one is.
+        with _CLIENT_LOCK:
+            return self._client
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        return self._session.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            config=botocore.config.Config(
+                max_pool_connections=32,
+                connect_timeout=_CONNECT_SECONDS,
+                read_timeout=_READ_SECONDS,
+                retries={"mode": "standard", "total_max_attempts": 1},
+                # Bodies are compared with their length and etag below; a range has no checksum.
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    # ------------------------------------------------------------------ reading
+
+    def get(
+        self, bucket: str, key: str, *, check_size: Callable[[int], None] = lambda n_bytes: None
+    ) -> Piece:
+        """A whole object; `check_size` may raise before its body is read."""
+        differing: list[bytes] = []
+
+        def request() -> Piece:
+            found, is_md5 = self._get(bucket, key, "bytes=0-", check_size)
+            if len(found.content) != found.n_total:
+                raise DamagedBodyError(f"{len(found.content)} of {found.n_total} bytes came")
+            digest = hashlib.md5(found.content, usedforsecurity=False).hexdigest()
+            if is_md5 and digest != found.etag.strip('"') and found.content not in differing:
+                # Of some stores the etag only looks like an MD5: then the next answer is the same.
+                differing[:] = [found.content]
+                raise DamagedBodyError("the bytes are not those that the etag names")
+            return found
+
+        return self._patience.ask(request)
+
+    def get_tail(self, bucket: str, key: str, n_bytes: int) -> Piece:
+        """The last bytes of an object, all of a smaller one."""
+
+        def request() -> Piece:
+            found, _ = self._get(bucket, key, f"bytes=-{n_bytes}")
+            if len(found.content) != min(n_bytes, found.n_total):
+                raise DamagedBodyError(f"{len(found.content)} of {n_bytes} bytes came")
+            return found
+
+        return self._patience.ask(request)
+
+    def get_range(self, bucket: str, key: str, begin: int, end: int, etag: str) -> bytes:
+        """Bytes `begin` to `end` of an object, of the version `etag` only."""
+
+        def request() -> bytes:
+            found, _ = self._get(bucket, key, f"bytes={begin}-{end - 1}", IfMatch=etag)
+            if len(found.content) != end - begin:
+                raise DamagedBodyError(f"{len(found.content)} of {end - begin} bytes came")
+            return found.content
+
+        return self._patience.ask(request)
+
+    def _get(
+        self,
+        bucket: str,
+        key: str,
+        wanted: str,
+        check_size: Callable[[int], None] = lambda n_bytes: None,
+        **condition: str,
+    ) -> tuple[Piece, bool]:
+        """One try; also whether the etag is the MD5 of the content.
+
+        A range is asked for even where all is wanted: its answer tells the object's size apart from
+        the body's, and so a body that was cut short on the way.
+        """
+        asked = {"Bucket": bucket, "Key": key, **condition}
+        try:
+            reply = self.client.get_object(**asked, Range=wanted)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) not in _NO_SUCH_RANGE:
+                raise
+            reply = self.client.get_object(**asked)  # an empty object has no ranges
+        place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", reply.get("ContentRange", ""))
+        begin, n_total = (int(place[1]), int(place[2])) if place else (0, reply["ContentLength"])
+        body = reply["Body"]
+        try:
+            check_size(n_total)
+            # Not `with body`: that gives the stream below, whose errors are urllib3's.
+            content = bytes(body.read())
+        finally:
+            body.close()
+        is_md5 = (
+            re.fullmatch(r'"[0-9a-f]{32}"', reply["ETag"]) is not None
+            and not str(reply.get("ServerSideEncryption", "")).startswith("aws:kms")
+            and "SSECustomerAlgorithm" not in reply
+        )
+        return Piece(content, begin, n_total, reply["ETag"]), is_md5
+
+    def head(self, bucket: str, key: str) -> tuple[int, str] | None:
+        """Size and etag of an object, None where there is none."""
+        try:
+            reply = self._patience.ask(lambda: self.client.head_object(Bucket=bucket, Key=key))
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) in NOT_FOUND:
+                return None
+            raise
+        return reply["ContentLength"], reply["ETag"]
+
+    def list_keys(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+        """Key, size and etag of every object whose key begins with `prefix`."""
+        following: dict[str, str] = {}
+        while True:
+            page = self._patience.ask(
+                lambda: self.client.list_objects_v2(Bucket=bucket, Prefix=prefix, **following)  # noqa: B023  # asked at once
+            )
+            if "Name" not in page and "IsTruncated" not in page:
+                raise OSError("the answer is not S3's; check the endpoint")
+            for entry in page.get("Contents", ()):
+                yield entry["Key"], entry["Size"], entry["ETag"]
+            if not page.get("IsTruncated"):
+                return
+            following = {"ContinuationToken": page["NextContinuationToken"]}
+
+    # ------------------------------------------------------------------ writing
+
+    def put(self, bucket: str, key: str, content: bytes, **condition: str) -> str:
+        """Write an object; its etag. `condition` is IfMatch or IfNoneMatch."""
+        reply = self._patience.ask(
+            lambda: self.client.put_object(Bucket=bucket, Key=key, Body=content, **condition)
+        )
+        return str(reply["ETag"])
+
+    def put_if(self, bucket: str, key: str, content: bytes, *, etag: str | None) -> str | None:
+        """Write an object only if it has this etag (None: if it is not there); None if not."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            return self.put(bucket, key, content, **condition)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) not in LOST_RACE | NOT_FOUND - {"NoSuchBucket"}:
+                raise
+        # The put may be ours: done, its answer lost, and asked for again.
+        present = self.get_if_there(bucket, key)
+        return present.etag if present and present.content == content else None
+
+    def get_if_there(self, bucket: str, key: str) -> Piece | None:
+        """A whole object, None where there is none."""
+        try:
+            return self.get(bucket, key)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) in NOT_FOUND - {"NoSuchBucket"}:
+                return None
+            raise
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Delete an object if it is there."""
+        self._patience.ask(lambda: self.client.delete_object(Bucket=bucket, Key=key))
+
+    def begin_parts(self, bucket: str, key: str) -> str:
+        """Begin an object that is written in parts; names the upload."""
+        reply = self._patience.ask(
+            lambda: self.client.create_multipart_upload(Bucket=bucket, Key=key)
+        )
+        return str(reply["UploadId"])
+
+    def put_part(self, bucket: str, key: str, upload: str, number: int, content: bytes) -> str:
+        """Write one part (numbered from 1) of at least 5 MiB, unless it is the last; its etag."""
+        reply = self._patience.ask(
+            lambda: self.client.upload_part(
+                Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=content
+            )
+        )
+        return str(reply["ETag"])
+
+    def end_parts(self, bucket: str, key: str, upload: str, etags: list[str]) -> None:
+        """Make the object of its parts."""
+        parts = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
+        try:
+            self._patience.ask(
+                lambda: self.client.complete_multipart_upload(
+                    Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+                )
+            )
+        except botocore.exceptions.ClientError as error:
+            # Done, its answer lost, and asked for again.
+            if code_of(error) != "NoSuchUpload" or self.head(bucket, key) is None:
+                raise
+
+    def drop_parts(self, bucket: str, key: str, upload: str) -> None:
+        """Give up an object that was begun."""
+        self._patience.ask(
+            lambda: self.client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        )
