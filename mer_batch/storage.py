@@ -354,8 +354,17 @@ class Storage:
 
     # ------------------------------------------------------------------ audio
 
-    def read_audio(self, uri: str, *, max_bytes: int) -> AudioObject:
+    def read_audio(
+        self, uri: str, *, max_bytes: int, admit: Callable[[int], None] = lambda n_bytes: None
+    ) -> AudioObject:
         """Read a track's bytes and their version.
+
+        Parameters
+        ----------
+        uri : str
+        max_bytes : int
+        admit : callable
+            Called with the number of bytes before they are read, once an attempt; may wait.
 
         Raises
         ------
@@ -368,16 +377,19 @@ class Storage:
         except StorageError as error:
             raise AudioError("not_found", str(error)) from error
         if location.is_s3:
-            return self._read_audio_s3(location, max_bytes)
-        return _read_audio_file(location.path, max_bytes)
+            return self._read_audio_s3(location, max_bytes, admit)
+        return _read_audio_file(location.path, max_bytes, admit)
 
-    def _read_audio_s3(self, location: Location, max_bytes: int) -> AudioObject:
+    def _read_audio_s3(
+        self, location: Location, max_bytes: int, admit: Callable[[int], None]
+    ) -> AudioObject:
         def fetch() -> AudioObject:
             reply = self._s3.get_object(Bucket=location.bucket, Key=location.path)
             length = reply["ContentLength"]
             # Not `with reply["Body"]`: that gives the stream below, whose errors are urllib3's.
             with contextlib.closing(reply["Body"]) as body:
                 _check_size(length, max_bytes)
+                admit(length)
                 content = bytes(body.read())
             if len(content) != length:
                 raise botocore.exceptions.IncompleteReadError(
@@ -515,13 +527,14 @@ def _check_size(n_bytes: int, max_bytes: int) -> None:
         raise AudioError("too_large", f"{n_bytes:,} bytes, more than max_bytes={max_bytes:,}")
 
 
-def _read_audio_file(path: str, max_bytes: int) -> AudioObject:
+def _read_audio_file(path: str, max_bytes: int, admit: Callable[[int], None]) -> AudioObject:
     try:
         # Looked at before it is opened: opening a named pipe would wait for ever.
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             raise AudioError("not_audio", "not a regular file")
         _check_size(found.st_size, max_bytes)
+        admit(found.st_size)
         with open(path, "rb") as file:
             content = file.read(max_bytes + 1)
         _check_size(len(content), max_bytes)
