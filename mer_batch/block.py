@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +26,9 @@ from mer_batch.task import GivenTrack, Task
 
 # Tracks fetched while one is being decoded: hides a store's latency, costs their bytes in memory.
 _READ_AHEAD = 4
+# What they may hold together with the two that the child has; a track larger than that is read
+# when its turn has come.
+_READ_AHEAD_BYTES = 64 * 1024 * 1024
 
 
 class PartWriter(Protocol):
@@ -234,39 +240,100 @@ class BlockWorker:
         self, tracks: list[dict[str, Any]]
     ) -> Iterator[tuple[dict[str, Any], str, Any | AudioError]]:
         """Every track with the version that was read and its outcome, or why it has none."""
-        given: deque[tuple[dict[str, Any], str]] = deque()
+        given: deque[tuple[int, dict[str, Any], str]] = deque()
         unread: list[tuple[dict[str, Any], str, AudioError]] = []
+        room = Room(_READ_AHEAD_BYTES)
 
         def readable() -> Iterator[GivenTrack]:
-            for track, fetch in self._read_ahead(tracks):
+            for number, (track, fetch) in enumerate(self._read_ahead(tracks, room)):
+                room.want(number)
                 try:
                     audio = fetch.result()
                 except AudioError as error:
                     unread.append((track, "", error))
+                    room.give_back(number)
                     continue
-                given.append((track, audio.version))
+                given.append((number, track, audio.version))
                 seconds, track_id = track["expected_seconds"], str(track["track_id"])
                 yield GivenTrack(audio.content, seconds, track_id)
 
         for outcome in self._child.outcomes(readable()):
-            yield (*given.popleft(), outcome)
+            number, track, version = given.popleft()
+            room.give_back(number)
+            yield track, version, outcome
         yield from unread
 
     def _read_ahead(
-        self, tracks: list[dict[str, Any]]
+        self, tracks: list[dict[str, Any]], room: Room
     ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
         """The tracks in order, the next ones being fetched meanwhile."""
         max_bytes = self._job.limits.audio.max_bytes
-        with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers:
+        with (
+            ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers,
+            contextlib.closing(room),
+        ):
             waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
-            for track in tracks:
+            for number, track in enumerate(tracks):
                 fetch = readers.submit(
-                    self._job.storage.read_audio, track["audio_uri"], max_bytes=max_bytes
+                    self._job.storage.read_audio,
+                    track["audio_uri"],
+                    max_bytes=max_bytes,
+                    admit=functools.partial(room.take, number),
                 )
                 waiting.append((track, fetch))
                 if len(waiting) > _READ_AHEAD:
                     yield waiting.popleft()
-            yield from waiting
+            while waiting:  # not `yield from`: it would hold them all to the end
+                yield waiting.popleft()
+
+
+class Room:
+    """Memory for tracks that are read before their turn; whose turn has come is always let in.
+
+    So nobody waits for ever, and what is held is `most_bytes` and the tracks in the child's hands.
+
+    Parameters
+    ----------
+    most_bytes : int
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._changed = threading.Condition()
+        self._held: dict[int, int] = {}
+        self._wanted = -1
+        self._is_closed = False
+
+    def take(self, number: int, n_bytes: int) -> None:
+        """Wait until the track of this number, counted from 0, may be read."""
+        with self._changed:
+            self._held.pop(number, None)  # read once more after a fault
+            self._changed.wait_for(lambda: self._has_room(number, n_bytes))
+            if self._is_closed:
+                raise AudioError("storage_error", "no longer wanted")
+            self._held[number] = n_bytes
+
+    def want(self, number: int) -> None:
+        """Let a track in, and those before it, whatever they need."""
+        with self._changed:
+            self._wanted = number
+            self._changed.notify_all()
+
+    def give_back(self, number: int) -> None:
+        """Take note that a track is done with."""
+        with self._changed:
+            self._held.pop(number, None)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Turn away whoever still waits."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def _has_room(self, number: int, n_bytes: int) -> bool:
+        fits = sum(self._held.values()) + n_bytes <= self._most_bytes
+        return self._is_closed or number <= self._wanted or fits
 
 
 class Closable(Protocol):

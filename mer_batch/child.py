@@ -5,14 +5,16 @@ every worker hands its tracks to a child process that may die without taking any
 is started by ``exec``, not by a fork: a Ray worker has threads that a fork would leave with
 locks held, descriptors that must not outlive it, and secrets in its environment. The two talk
 over a socket pair in length-prefixed frames of JSON and raw bytes, so that nothing which a
-compromised child sends is ever unpickled.
+compromised child sends is ever unpickled. Before its first track the child gives up the network,
+files and other processes.
 
-``python -m mer_batch.child FD`` is the child's side.
+``python -m mer_batch.child FD PARENT`` is the child's side.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -27,9 +29,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import soundfile
+
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import AudioError, MerBatchError
 from mer_batch.limits import ChildLimits
+from mer_batch.sandbox import confine, die_with
 from mer_batch.schema import REASONS
 from mer_batch.steps import reach
 from mer_batch.task import GivenTrack, Reply, Task, task_of
@@ -39,6 +45,8 @@ _LAST_WORDS_SECONDS = 5.0
 _MAX_REPLY_BYTES = 64 * 1024
 _MAX_STDERR_BYTES = 64 * 1024
 _DRAIN_BYTES = 64 * 1024
+_MAX_OPEN_FILES = 64
+_MAX_WARM_UP_SECONDS = 60.0
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -54,11 +62,19 @@ class Child:
     task : Task
         What is to be done to each track.
     limits : ChildLimits
+
+    Attributes
+    ----------
+    is_confined : bool or None
+        Whether the child could be cut off from the network and from files, once it has started.
     """
+
+    command = (sys.executable, "-P", "-m", "mer_batch.child")
 
     def __init__(self, task: Task, limits: ChildLimits) -> None:
         self._task = task
         self._limits = limits
+        self.is_confined: bool | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_handed_over = False  # whether the child holds the current track already
 
@@ -174,7 +190,7 @@ class Child:
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the child is buried)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mer_batch.child", str(theirs.fileno())],
+                [*self.command, str(theirs.fileno()), str(_parent_to_die_with())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.PIPE,  # its end tells the child that the parent is gone
                 stdout=subprocess.DEVNULL,
@@ -194,7 +210,7 @@ class Child:
             ours.settimeout(_STARTUP_SECONDS)
             for frame in (json.dumps(setup).encode(), *frames):
                 _send(ours, frame)
-            _receive(ours, deadline)
+            self.is_confined = json.loads(_receive(ours, deadline))["is_confined"]
         except (EOFError, OSError) as error:
             raise ChildStartError(f"the decoder process did not start: {self._bury()}") from error
 
@@ -222,6 +238,11 @@ class Child:
         self._socket.close()
         self._stderr.close()
         self._process = None
+
+
+def _parent_to_die_with() -> int:
+    """This process; 0 where the child would die too early, with the thread that starts it."""
+    return os.getpid() if threading.current_thread() is threading.main_thread() else 0
 
 
 def _clean_environment() -> dict[str, str]:
@@ -311,9 +332,12 @@ def _serve(connection: socket.socket) -> None:
     torch.set_num_threads(1)
     setup = json.loads(_receive(connection))
     frames = [bytes(_receive(connection)) for _ in range(setup["n_task_frames"])]
-    work = task_of(setup["task"], frames).worker(AudioLimits(**setup["audio"]))
+    limits = AudioLimits(**setup["audio"])
+    work = task_of(setup["task"], frames).worker(limits)
+    # Libraries open files when they are first used; from here on nothing can be opened.
+    _reply_to(_warm_up_track(limits), work)
     _limit_resources(setup["memory_bytes"])
-    _send(connection, b"{}")
+    _send(connection, json.dumps({"is_confined": confine()}).encode())
     current: GivenTrack | AudioError | None = None
     try:
         while True:
@@ -379,12 +403,23 @@ def _with_decoder_words(message: str) -> str:
     return f"{message} [decoder: {first[:200]}]" if first else message
 
 
+def _warm_up_track(limits: AudioLimits) -> GivenTrack:
+    """A sound that is just long enough to be used, as an MP3 at a rate that must be converted."""
+    rate = 8_000
+    seconds = min(limits.min_seconds + 0.5, _MAX_WARM_UP_SECONDS)
+    ramp = np.arange(int(seconds * rate)) % 64 / np.float32(128)
+    file = io.BytesIO()
+    soundfile.write(file, ramp, rate, format="MP3", subtype="MPEG_LAYER_III")
+    return GivenTrack(file.getvalue())
+
+
 def _limit_resources(memory_bytes: int) -> None:
-    """Cap what one track may take: memory over what is mapped now, no core dump, no big file."""
+    """Cap what one track may take: memory over what is mapped now, files, no core dump."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_STDERR_BYTES, _MAX_STDERR_BYTES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
     mapped = _mapped_bytes()
     if mapped is not None:
         limit = mapped + memory_bytes
@@ -412,7 +447,12 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """Run the child's side on the socket whose descriptor is the first argument."""
+    """Run the child's side on the socket whose descriptor is the first argument.
+
+    The second is the process to die with, or 0: then the end of stdin has to do.
+    """
+    if (parent := int(sys.argv[2])) != 0:
+        die_with(parent)
     _die_with_parent()
     # The parent decides when to stop; Ctrl-C in a terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

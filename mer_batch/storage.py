@@ -16,7 +16,7 @@ import random
 import re
 import stat
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,8 +308,17 @@ class Storage:
 
     # ------------------------------------------------------------------ audio
 
-    def read_audio(self, uri: str, *, max_bytes: int) -> AudioObject:
+    def read_audio(
+        self, uri: str, *, max_bytes: int, admit: Callable[[int], None] = lambda n_bytes: None
+    ) -> AudioObject:
         """Read a track's bytes and their version.
+
+        Parameters
+        ----------
+        uri : str
+        max_bytes : int
+        admit : callable
+            Called with the number of bytes before they are read, once an attempt; may wait.
 
         Raises
         ------
@@ -322,14 +331,18 @@ class Storage:
         except StorageError as error:
             raise AudioError("not_found", str(error)) from error
         if location.bucket is not None:
-            return self._read_audio_s3(location.bucket, location.path, max_bytes)
-        return _read_audio_file(location.path, max_bytes)
+            return self._read_audio_s3(location.bucket, location.path, max_bytes, admit)
+        return _read_audio_file(location.path, max_bytes, admit)
 
-    def _read_audio_s3(self, bucket: str, key: str, max_bytes: int) -> AudioObject:
+    def _read_audio_s3(
+        self, bucket: str, key: str, max_bytes: int, admit: Callable[[int], None]
+    ) -> AudioObject:
+        def check_size(n_bytes: int) -> None:
+            _check_size(n_bytes, max_bytes)
+            admit(n_bytes)
+
         try:
-            found = self._objects.get(
-                bucket, key, check_size=lambda n_bytes: _check_size(n_bytes, max_bytes)
-            )
+            found = self._objects.get(bucket, key, check_size=check_size)
         except botocore.exceptions.ClientError as error:
             code = code_of(error)
             reason = "not_found" if code in NOT_FOUND else "storage_error"
@@ -448,13 +461,14 @@ def _check_size(n_bytes: int, max_bytes: int) -> None:
         raise AudioError("too_large", f"{n_bytes:,} bytes, more than max_bytes={max_bytes:,}")
 
 
-def _read_audio_file(path: str, max_bytes: int) -> AudioObject:
+def _read_audio_file(path: str, max_bytes: int, admit: Callable[[int], None]) -> AudioObject:
     try:
         # Looked at before it is opened: opening a named pipe would wait for ever.
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             raise AudioError("not_audio", "not a regular file")
         _check_size(found.st_size, max_bytes)
+        admit(found.st_size)
         with open(path, "rb") as file:
             content = file.read(max_bytes + 1)
         _check_size(len(content), max_bytes)

@@ -1,22 +1,33 @@
-"""A block's part, and a worker that comes too late with it."""
+"""A worker's block: its part, what it reads ahead and what that may cost."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer_batch.block import BlockRecord, BlockReport, Job
-from mer_batch.errors import LeaseError
+from mer_batch.block import _READ_AHEAD_BYTES, BlockRecord, BlockReport, Job, Room
+from mer_batch.errors import AudioError, LeaseError
 from mer_batch.lease import Lease, lease_location
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import SCORE_COLUMNS, Identity
 from mer_batch.storage import Location, Storage
 from mer_batch.tag import Scores
+from tests.big_tracks import block_of, worker_in
+from tests.sounds import wav
 
 Place = tuple[Storage, Location]
 
+TIMEOUT_SECONDS = 30.0
 TRACK: dict[str, Any] = {
     "track_id": "a", "audio_uri": "/a", "audio_version": "1", "attempts": 0,
 }  # fmt: skip
@@ -60,3 +71,111 @@ def test_a_worker_that_outlives_its_run_takes_its_part_back(place: Place) -> Non
         written(place, "ours")
     assert parts(place) == []
     later.release()
+
+
+def test_room_is_given_to_what_fits() -> None:
+    room = Room(100)
+    room.take(1, 60)
+    room.take(2, 40)
+    with ThreadPoolExecutor() as pool:
+        third = pool.submit(room.take, 3, 1)
+        room.want(0)
+        assert not third.done()
+        room.give_back(1)
+        third.result(TIMEOUT_SECONDS)
+
+
+def test_whose_turn_has_come_is_let_in() -> None:
+    room = Room(100)
+    room.take(1, 100)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.submit(room.take, 0, 10**9), pool.submit(room.take, 2, 10**9)
+        room.want(0)
+        first.result(TIMEOUT_SECONDS)
+        room.want(1)
+        assert not second.done()
+        room.want(2)
+        second.result(TIMEOUT_SECONDS)
+
+
+def test_a_track_that_is_read_once_more_counts_once() -> None:
+    room = Room(100)
+    for _ in range(3):
+        room.take(1, 100)
+    room.give_back(1)
+    room.take(2, 100)
+
+
+def test_whoever_waits_is_turned_away_at_the_end() -> None:
+    room = Room(100)
+    room.take(1, 100)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(room.take, 2, 1)
+        room.close()
+        with pytest.raises(AudioError, match="no longer wanted"):
+            waiting.result(TIMEOUT_SECONDS)
+
+
+def test_many_readers_never_wait_for_one_another() -> None:
+    """Any sizes, any order in which they come: every track has its turn, and the bound holds."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 150, 300).tolist()
+    room, held, most = Room(100), 0, 0
+    lock = threading.Lock()
+
+    def read(number: int) -> None:
+        nonlocal held, most
+        room.take(number, sizes[number])
+        with lock:
+            held += sizes[number]
+            most = max(most, held)
+
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(read, number) for number in range(len(sizes))]
+        for number, reading in enumerate(reads):
+            room.want(number)
+            reading.result(TIMEOUT_SECONDS)
+            if number:  # two are in the child's hands
+                with lock:
+                    held -= sizes[number - 1]
+                room.give_back(number - 1)
+    assert most <= 100 + 2 * 150
+
+
+def test_a_catalog_of_large_files_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """They come to half a gigabyte, of which all but one would be held without a bound."""
+    random = np.random.default_rng(0)
+    noise = random.integers(-(2**15), 2**15, (96_000 * 30, 8), dtype=np.int16)
+    content = wav(noise, 96_000, subtype="PCM_24")
+    first = tmp_path / "0.wav"
+    first.write_bytes(content)
+    for number in range(1, 8):
+        os.link(first, tmp_path / f"{number}.wav")
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "tests.big_tracks", str(tmp_path)],
+            check=True, capture_output=True, text=True, timeout=300,
+        ).stdout
+    )  # fmt: skip
+    assert found["n_done"] == 8, found["reasons"]
+    largest = found["largest_bytes"]
+    assert largest == len(content) > 60_000_000
+    # What fits ahead, the child's two, and what a worker takes without any track.
+    assert found["grown_bytes"] < _READ_AHEAD_BYTES + 2 * largest + 50_000_000
+
+
+def test_a_worker_reads_past_what_cannot_be_read(
+    tmp_path: Path, short_mp3s: dict[str, bytes]
+) -> None:
+    names = ["a.mp3", "gone-1.mp3", "gone-2.mp3", "b.mp3", "gone-3.mp3"]
+    for name in ("a.mp3", "b.mp3"):
+        (tmp_path / name).write_bytes(short_mp3s["calm"])
+    worker = worker_in(tmp_path / "out")
+    try:
+        report = worker.work(0, block_of([tmp_path / name for name in names]))
+    finally:
+        worker.close()
+    assert report.n_done == 2
+    assert {row["track_id"]: row["reason"] for row in report.rejects} == {
+        name: "not_found" for name in names if "gone" in name
+    }

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from mer_batch.audio.mpeg import MpegStream, inspect_mpeg, xing_frame
+from mer_batch.audio.container import MAGICS, Container, inspect_container
+from mer_batch.audio.mpeg import MpegStream, after_id3v2, inspect_mpeg, xing_frame
 from mer_batch.errors import AudioError
 
 Float32 = npt.NDArray[np.float32]
@@ -36,8 +37,9 @@ _SAMPLE_RATES_HZ = range(4_000, 400_000)
 #: catalog that rounds to whole seconds stay below it.
 TOLERANCE_SECONDS = 0.5
 
-# Peaks below -80 dBFS are silence: a 16-bit recording's dither is at -90.
-_SILENCE_PEAK = 1e-4
+# Half of the way from the lowest sample to the highest; below -80 dBFS it is silence: a 16-bit
+# recording's dither is at -90. The peak would not do: a constant has one, and no sound.
+_SILENCE_SWING = 1e-4
 
 # Audio in containers that libsndfile does not read: (position, magic, name).
 _UNSUPPORTED = (
@@ -56,8 +58,7 @@ _UNSUPPORTED = (
     (0, b"ADIF", "AAC"),
 )
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-# Containers that libsndfile recognises by their first bytes; all else is looked at as MPEG.
-_CONTAINERS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
+_ID3V1_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -127,27 +128,31 @@ def decode_blocks(
         raise AudioError(
             "too_large", f"{len(audio_bytes):,} bytes, more than max_bytes={limits.max_bytes:,}"
         )
-    is_container = audio_bytes.startswith(_CONTAINERS)
-    stream = None if is_container else inspect_mpeg(audio_bytes)
+    stream, container = _inspect(audio_bytes)
     if stream is not None:
         _check_headers(stream, limits)
+    if container is not None:
+        _check_container(container)
+    bare = _without_tags(audio_bytes, stream, container)
+    file = io.BytesIO(bare)
     try:
-        with _open(audio_bytes, stream) as sound:
+        with _open(file) as sound:
             rate = int(sound.samplerate)
-            n_samples, peak = _read(sound, feed, sample_rate, limits)
+            n_samples, swing = _read(sound, feed, sample_rate, limits)
     except soundfile.LibsndfileError as error:
-        raise _refusal(audio_bytes, stream, limits, error.error_string) from error
-    claimed = stream.promised_seconds if stream else _claimed_seconds(sound)
+        words, was_at_end = error.error_string, file.tell() == len(bare)
+        raise _refusal(audio_bytes, stream, container, limits, words, was_at_end) from error
     seconds = n_samples / rate
+    claimed = _claimed_seconds(sound, seconds, stream, container)
     _check_whole(seconds, stream, claimed, expected_seconds)
     if seconds < limits.min_seconds:
         raise AudioError(
             "too_short", f"{seconds:.2f} s, less than min_seconds={limits.min_seconds:g}"
         )
-    if not np.isfinite(peak):
+    if not np.isfinite(swing):
         raise AudioError("not_finite", "the decoded samples hold NaN or infinite values")
-    if peak < _SILENCE_PEAK:
-        raise AudioError("silent", f"the peak of {seconds:.1f} s is {peak:.1e} of full scale")
+    if swing < _SILENCE_SWING:
+        raise AudioError("silent", f"{seconds:.1f} s swing by {swing:.1e} of full scale")
     return seconds
 
 
@@ -168,13 +173,40 @@ def decode(audio_bytes: bytes, *, sample_rate: int, limits: AudioLimits | None =
     return np.concatenate(blocks)
 
 
-def _open(audio_bytes: bytes, stream: MpegStream | None) -> _ForwardFile:
-    """Open the stream found, without the tags and the junk around it."""
-    if stream is not None:
-        audio_bytes = audio_bytes[stream.offset : stream.end]
-        if not stream.has_tag and stream.n_bitrates > 1:
-            audio_bytes = xing_frame(audio_bytes, stream) + audio_bytes
-    sound = _ForwardFile(io.BytesIO(audio_bytes))
+def _inspect(audio_bytes: bytes) -> tuple[MpegStream | None, Container | None]:
+    """The stream or the container that is found; neither in junk and in free-format streams."""
+    begin = after_id3v2(audio_bytes)
+    if audio_bytes.startswith(MAGICS, begin):
+        return None, inspect_container(audio_bytes, begin)
+    return inspect_mpeg(audio_bytes), None
+
+
+def _without_tags(
+    audio_bytes: bytes, stream: MpegStream | None, container: Container | None
+) -> bytes:
+    """The audio that was found, without the tags and the junk around it."""
+    if container is not None:
+        # libFLAC takes an ID3v1 tag behind the stream for damage.
+        is_tagged = container.magic == b"fLaC" and audio_bytes[-_ID3V1_BYTES:][:3] == b"TAG"
+        end = len(audio_bytes) - _ID3V1_BYTES * is_tagged
+        return audio_bytes[after_id3v2(audio_bytes) : end]
+    if stream is None:
+        return audio_bytes
+    if _misleads(stream):
+        frames = audio_bytes[stream.offset + stream.tag_bytes : stream.end]
+        return xing_frame(frames, stream) + frames
+    return audio_bytes[stream.offset : stream.end]
+
+
+def _misleads(stream: MpegStream) -> bool:
+    """Whether the decoder, going by the stream's own header, would stop before its end."""
+    if stream.promised_seconds is None:
+        return stream.n_bitrates > 1
+    return _is_short_of(stream.promised_seconds, stream.seconds)
+
+
+def _open(file: io.BytesIO) -> _ForwardFile:
+    sound = _ForwardFile(file)
     if sound.channels > _MAX_CHANNELS or sound.samplerate not in _SAMPLE_RATES_HZ:
         found = f"{sound.channels} channels at {sound.samplerate} Hz"
         sound.close()
@@ -183,7 +215,12 @@ def _open(audio_bytes: bytes, stream: MpegStream | None) -> _ForwardFile:
 
 
 def _refusal(
-    audio_bytes: bytes, stream: MpegStream | None, limits: AudioLimits, words: str
+    audio_bytes: bytes,
+    stream: MpegStream | None,
+    container: Container | None,
+    limits: AudioLimits,
+    words: str,
+    was_at_end: bool,
 ) -> AudioError:
     """Why libsndfile could not open or read these bytes."""
     if stream is not None:
@@ -194,8 +231,8 @@ def _refusal(
                 f"less than min_seconds={limits.min_seconds:g}",
             )
         return AudioError("decode_error", f"{stream.n_frames} MPEG frames, but {words}")
-    if audio_bytes.startswith(_CONTAINERS):
-        return AudioError("decode_error", f"{audio_bytes[:4]!r} container, but {words}")
+    if container is not None:
+        return _container_refusal(container, words, was_at_end)
     for position, magic, name in _UNSUPPORTED:
         if audio_bytes[position : position + len(magic)] == magic:
             return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
@@ -206,13 +243,23 @@ def _refusal(
     return AudioError("not_audio", f"no audio stream in {len(audio_bytes):,} bytes ({words})")
 
 
+def _container_refusal(container: Container, words: str, was_at_end: bool) -> AudioError:
+    if container.foreign_codec is not None:
+        name = container.foreign_codec
+        return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
+    # At a damaged FLAC frame the decoder gives up where it is; at one that is cut, at the end.
+    if container.is_cut or (container.magic == b"fLaC" and was_at_end):
+        return AudioError("truncated", f"{container.magic!r} container that ends early: {words}")
+    return AudioError("decode_error", f"{container.magic!r} container, but {words}")
+
+
 def _read(
     sound: _ForwardFile,
     feed: Callable[[Float32], object],
     sample_rate: int,
     limits: AudioLimits,
 ) -> tuple[int, float]:
-    """Read to the end; returns the samples per channel read and their peak after the mix."""
+    """Read to the end; returns the samples per channel read and their swing after the mix."""
     n_channels, rate = sound.channels, sound.samplerate
     block = np.empty((_BLOCK_SAMPLES, n_channels), np.float32)
     mono = np.empty(_BLOCK_SAMPLES, np.float32)
@@ -222,7 +269,7 @@ def _read(
         soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
     )
     max_samples = int(limits.max_seconds * rate)
-    n_samples, peak = 0, 0.0
+    n_samples, lowest, highest = 0, np.inf, -np.inf
     while True:
         n = len(sound.read(out=block))
         n_samples += n
@@ -230,17 +277,28 @@ def _read(
             raise AudioError("too_long", f"longer than max_seconds={limits.max_seconds:g}")
         samples = block[:n, 0] if n_channels == 1 else np.dot(block[:n], weights, out=mono[:n])
         if n:
-            # max() and min() hand NaN on, abs() would cost another array.
-            peak = float(np.maximum(peak, np.maximum(samples.max(), -samples.min())))
+            # numpy's max() and min() hand NaN on, abs() would cost another array.
+            lowest = float(np.minimum(lowest, samples.min()))
+            highest = float(np.maximum(highest, samples.max()))
         last = n < _BLOCK_SAMPLES
         feed(samples if resampler is None else resampler.resample_chunk(samples, last=last))
         if last:
-            return n_samples, peak
+            return n_samples, (highest - lowest) / 2
 
 
-def _claimed_seconds(sound: _ForwardFile) -> float | None:
-    """Duration that a container's header claims [s]; None where it is unknown."""
-    return sound.frames / sound.samplerate if 0 < sound.frames < 2**40 else None
+def _claimed_seconds(
+    sound: _ForwardFile,
+    seconds: float,
+    stream: MpegStream | None,
+    container: Container | None,
+) -> float | None:
+    """Duration that the file claims [s], `seconds` having been read; None where it is unknown."""
+    if stream is not None:
+        return None if _misleads(stream) else stream.promised_seconds
+    claims = [sound.frames / sound.samplerate] if 0 < sound.frames < 2**40 else []
+    if container is not None and container.claimed_bytes is not None:
+        claims.append(seconds * container.claimed_bytes / max(1, container.present_bytes))
+    return max(claims, default=None)
 
 
 def _is_short_of(seconds: float, promised: float | None) -> bool:
@@ -264,6 +322,21 @@ def _check_whole(
     if _is_short_of(seconds, expected):
         raise AudioError(
             "truncated", f"{seconds:.2f} s of the {expected:.2f} s that the catalog promises"
+        )
+
+
+def _check_container(container: Container) -> None:
+    """Refuse what a container's headers already show, before anything is decoded."""
+    if container.n_streams > 1:
+        raise AudioError(
+            "decode_error",
+            f"{container.n_streams} streams one behind the other, of which one would be read",
+        )
+    if not container.ends:
+        raise AudioError("truncated", "the last page of the stream is missing")
+    if container.claimed_bytes and not container.present_bytes:
+        raise AudioError(
+            "truncated", f"0 of the {container.claimed_bytes:,} bytes that the file promises"
         )
 
 

@@ -14,9 +14,11 @@ the Xing/Info and VBRI tags as documented by Gabriel Bouvigne (mp3-tech.org).
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from mer_batch.errors import AudioError
 
 _BITRATES_KBPS = {  # (is MPEG-1, layer) -> bitrate index 1..14
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -31,6 +33,11 @@ _SAMPLE_RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (1102
 # How many frames in a row must follow one another before bytes count as a stream: a chance match
 # of one header is common in cover art, of three that chain exactly it is not.
 _MIN_CHAIN = 3
+
+# How many headers may turn out to begin no chain, and how many tags may stand at the front. Junk
+# of the largest size looks like a header 50,000 times; a file made to waste time, at every byte.
+_MAX_FALSE_STARTS = 500_000
+_MAX_ID3_TAGS = 1_000
 
 
 def _tables() -> tuple[list[int], list[int], list[int]]:
@@ -51,6 +58,17 @@ def _tables() -> tuple[list[int], list[int], list[int]]:
 
 
 _LENGTHS, _SAMPLES, _RATES = _tables()
+
+
+def _sync_pattern() -> re.Pattern[bytes]:
+    """What every valid header begins with; a search in C, as most bytes begin none."""
+    valid = [key for key, length in enumerate(_LENGTHS) if length]
+    first, second = ({key >> shift & 0xFF for key in valid} for shift in (8, 0))
+    classes = (b"".join(b"\\x%02x" % byte for byte in sorted(c)) for c in (first, second))
+    return re.compile(b"\xff(?=[%b][%b].)" % tuple(classes), re.DOTALL)
+
+
+_SYNC = _sync_pattern()
 # Version, layer and sample rate stay the same through a stream: the mask that compares them.
 _SAME_STREAM = 0b1111_1110_0000_1100
 _SAME_LAYER = 0b1111_1110_0000_0000
@@ -74,8 +92,8 @@ class MpegStream:
         Samples per channel in those frames, the tag frame left out.
     promised_samples : int or None
         Samples that a Xing, Info or VBRI tag claims, encoder delay and padding taken off.
-    has_tag : bool
-        Whether the first frame is such a tag.
+    tag_bytes : int
+        Length of the first frame where it is such a tag; 0 where it is audio.
     n_bitrates : int
         How many different bitrates the frames have; more than one means variable bitrate.
     n_resyncs : int
@@ -90,10 +108,15 @@ class MpegStream:
     n_frames: int
     n_samples: int
     promised_samples: int | None
-    has_tag: bool
+    tag_bytes: int
     n_bitrates: int
     n_resyncs: int
     other_rates: dict[int, int]
+
+    @property
+    def has_tag(self) -> bool:
+        """Whether the first frame is a tag."""
+        return self.tag_bytes > 0
 
     @property
     def seconds(self) -> float:
@@ -119,8 +142,14 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
     MpegStream or None
         None where no chain of frames is found. Free-format streams (bitrate index 0) have no
         computable frame length and are not found either.
+
+    Raises
+    ------
+    AudioError
+        ``decode_error`` for a file that is full of headers which begin no stream.
     """
-    offset = _first_frame(data, _after_id3v2(data))
+    search = _Search(data)
+    offset = search.first_frame(after_id3v2(data))
     if offset is None:
         return None
     first_key = data[offset + 1] << 8 | data[offset + 2]
@@ -140,7 +169,7 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
             by_key[key] = by_key.get(key, 0) + 1
             position += length
         chain_end = position
-        following = _first_frame(data, position + 1, like=first_key)
+        following = search.first_frame(position + 1, like=first_key)
         if following is None:
             break
         n_resyncs += 1
@@ -162,7 +191,7 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
         n_frames=sum(by_key.values()),
         n_samples=n_samples,
         promised_samples=promised,
-        has_tag=has_tag,
+        tag_bytes=_LENGTHS[first_key] if has_tag else 0,
         n_bitrates=len({(key >> 4) & 15 for key, count in by_key.items() if count}),
         n_resyncs=n_resyncs,
         other_rates=other_rates,
@@ -201,10 +230,12 @@ def xing_frame(frames: bytes, stream: MpegStream) -> bytes:
     return (bytes(header) + bytes(side_bytes) + tag).ljust(length, b"\0")
 
 
-def _after_id3v2(data: bytes) -> int:
+def after_id3v2(data: bytes) -> int:
     """Position behind any ID3v2 tags at the front; a tag that claims too much is stepped into."""
     position = 0
-    while data[position : position + 3] == b"ID3" and len(data) >= position + 10:
+    for _ in range(_MAX_ID3_TAGS):
+        if data[position : position + 3] != b"ID3" or len(data) < position + 10:
+            break
         size = 0
         for byte in data[position + 6 : position + 10]:
             size = size << 7 | byte & 0x7F
@@ -216,23 +247,28 @@ def _after_id3v2(data: bytes) -> int:
     return position
 
 
-def _first_frame(data: bytes, start: int, like: int | None = None) -> int | None:
-    """Position of the first header at or after ``start`` that begins a chain of frames."""
-    for position in _sync_positions(data, start):
-        key = data[position + 1] << 8 | data[position + 2]
-        if not _LENGTHS[key] or (like is not None and (key ^ like) & _SAME_LAYER):
-            continue
-        if _chains(data, position, key):
-            return position
-    return None
+class _Search:
+    """Looks for streams in a file, in time that grows with its length at the very most."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._n_left = _MAX_FALSE_STARTS
 
-def _sync_positions(data: bytes, start: int) -> Iterator[int]:
-    position = data.find(b"\xff", start)
-    while 0 <= position < len(data) - 3:
-        if data[position + 1] >= 0xE0:
-            yield position
-        position = data.find(b"\xff", position + 1)
+    def first_frame(self, start: int, like: int | None = None) -> int | None:
+        """Position of the first header at or after `start` that begins a chain of frames."""
+        data = self._data
+        for match in _SYNC.finditer(data, start):
+            position = match.start()
+            key = data[position + 1] << 8 | data[position + 2]
+            is_like = like is None or not (key ^ like) & _SAME_LAYER
+            if is_like and _chains(data, position, key):
+                return position
+            self._n_left -= 1
+            if not self._n_left:
+                raise AudioError(
+                    "decode_error", f"{_MAX_FALSE_STARTS:,} frame headers that begin no stream"
+                )
+        return None
 
 
 def _chains(data: bytes, position: int, key: int) -> bool:

@@ -1,0 +1,174 @@
+"""Read how long a WAV, AIFF, AU, CAF or Ogg file says it is, without decoding it.
+
+libsndfile takes the length of such a file from its size: one that was cut decodes without an
+error. Its headers still say how many bytes of audio there were.
+
+References
+----------
+IBM and Microsoft, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF);
+EBU Tech 3306 (RF64); Apple's AIFF-C and CAF specifications; RFC 3533 (Ogg).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+#: What the files that libsndfile recognises by their first bytes begin with; all else is looked
+#: at as MPEG.
+MAGICS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
+
+# A header that nobody has come back to: programs that write to a pipe leave such lengths.
+_UNKNOWN_FROM = {4: 0x7FFF_0000, 8: 0x7FFF_FFFF_FFFF_0000}
+_MAX_CHUNKS = 10_000
+
+# What libsndfile decodes of WAV: PCM, ADPCM, float, A- and mu-law, GSM, G.721, MP3.
+_WAV_FORMATS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x40, 0x55, 0xFFFE}
+_OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4
+_OGG_CODECS = {
+    b"\x7fFLAC": "FLAC in Ogg",
+    b"Speex   ": "Speex",
+    b"\x80theora": "Theora video",
+    b"fishead\0": "Ogg Skeleton",
+    b"BBCD\0": "Dirac video",
+}
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a container's headers say.
+
+    Attributes
+    ----------
+    magic : bytes
+        Its first four bytes.
+    claimed_bytes : int or None
+        Audio that the header promises [bytes]; None where it does not say.
+    present_bytes : int
+        How much of it is there [bytes].
+    ends : bool
+        False where the file itself shows that its end is missing, but not how much of it.
+    n_streams : int
+        How many streams follow one another; a decoder reads the first.
+    foreign_codec : str or None
+        Name of what it holds where the decoder is known not to read that.
+    """
+
+    magic: bytes
+    claimed_bytes: int | None = None
+    present_bytes: int = 0
+    ends: bool = True
+    n_streams: int = 1
+    foreign_codec: str | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether anything is missing."""
+        claimed = self.claimed_bytes
+        return not self.ends or (claimed is not None and self.present_bytes < claimed)
+
+
+def inspect_container(data: bytes, offset: int = 0) -> Container:
+    """Read the headers of a container that begins at `offset`."""
+    magic = data[offset : offset + 4]
+    if magic == b"OggS":
+        return _ogg(data, offset)
+    if magic == b".snd":
+        return _au(data, offset)
+    layout = _LAYOUTS.get(magic)
+    return Container(magic) if layout is None else _chunked(data, offset, layout)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a container keeps its chunks."""
+
+    begin: int  # of the first chunk
+    head: struct.Struct  # name and size
+    audio: bytes  # name of the chunk that holds it
+    align: int
+    size_has_head: bool = False
+
+
+_W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_LITTLE, _BIG = struct.Struct("<4sI"), struct.Struct(">4sI")
+_LAYOUTS = {
+    b"RIFF": _Layout(12, _LITTLE, b"data", 2),
+    b"RIFX": _Layout(12, _BIG, b"data", 2),
+    b"RF64": _Layout(12, _LITTLE, b"data", 2),
+    b"FORM": _Layout(12, _BIG, b"SSND", 2),
+    b"caff": _Layout(8, struct.Struct(">4sq"), b"data", 1),
+    b"riff": _Layout(40, struct.Struct("<16sQ"), _W64_DATA, 8, size_has_head=True),
+}
+
+
+def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
+    """Walk the chunks up to the one that holds the audio."""
+    magic, foreign, long_size = data[offset : offset + 4], None, None
+    for name, position, size in _chunks(data, offset, layout):
+        if name == b"ds64" and len(data) >= position + 16:
+            (long_size,) = struct.unpack_from("<Q", data, position + 8)
+        if name == b"fmt " and len(data) >= position + 2:
+            (code,) = struct.unpack_from(layout.head.format[0] + "H", data, position)
+            foreign = None if code in _WAV_FORMATS else f"WAV of format {code:#06x}"
+        if name == layout.audio:
+            field_bytes = layout.head.size - len(name)
+            if size == 0xFFFF_FFFF and long_size is not None:
+                size, field_bytes = long_size, 8
+            claimed = size if 0 <= size < _UNKNOWN_FROM[field_bytes] else None
+            present = min(size, max(0, len(data) - position))
+            return Container(magic, claimed, present, foreign_codec=foreign)
+    return Container(magic, foreign_codec=foreign)
+
+
+def _chunks(data: bytes, offset: int, layout: _Layout) -> Iterator[tuple[bytes, int, int]]:
+    """Name, position of the content and its claimed size, of each chunk."""
+    position, head = offset + layout.begin, layout.head
+    for _ in range(_MAX_CHUNKS):
+        if position + head.size > len(data):
+            return
+        name, size = head.unpack_from(data, position)
+        size -= head.size if layout.size_has_head else 0
+        position += head.size
+        yield name, position, size
+        if size < 0:
+            return
+        position += size + -size % layout.align
+
+
+def _au(data: bytes, offset: int) -> Container:
+    if len(data) < offset + 12:
+        return Container(b".snd")
+    begin, size = struct.unpack_from(">II", data, offset + 4)
+    claimed = size if size < _UNKNOWN_FROM[4] else None
+    return Container(b".snd", claimed, min(size, max(0, len(data) - offset - begin)))
+
+
+def _ogg(data: bytes, offset: int) -> Container:
+    """Walk the pages: a stream ends with a page that says so, and another may follow it."""
+    open_streams: set[bytes] = set()
+    n_streams, was_first_page, is_whole = 0, False, True
+    position = offset
+    while is_whole and data[position : position + 4] == b"OggS" and position + 27 <= len(data):
+        flags, serial = data[position + 5], data[position + 14 : position + 18]
+        lacing = data[position + 27 : position + 27 + data[position + 26]]
+        if flags & _OGG_FIRST_PAGE:
+            n_streams += not was_first_page  # streams that begin together play together
+            open_streams.add(serial)
+        was_first_page = bool(flags & _OGG_FIRST_PAGE)
+        if flags & _OGG_LAST_PAGE:
+            open_streams.discard(serial)
+        position += 27 + data[position + 26] + sum(lacing)
+        is_whole = position <= len(data)
+    return Container(
+        b"OggS",
+        ends=is_whole and not open_streams,
+        n_streams=max(1, n_streams),
+        foreign_codec=_foreign_codec(data[offset + 28 : offset + 36]),
+    )
+
+
+def _foreign_codec(packet: bytes) -> str | None:
+    """Name of an Ogg stream's codec by its first packet; None where the decoder may read it."""
+    return next((name for magic, name in _OGG_CODECS.items() if packet.startswith(magic)), None)
