@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +64,8 @@ class Job:
     identity : Identity
     product : Product
     limits : ChildLimits
+    folders : tuple of str, optional
+        What local audio must lie below, links followed; anywhere by default.
     """
 
     storage: Storage
@@ -71,6 +74,7 @@ class Job:
     identity: Identity
     product: Product
     limits: ChildLimits
+    folders: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -236,13 +240,15 @@ class BlockWorker:
         self, tracks: list[dict[str, Any]]
     ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
         """The tracks in order, the next ones being fetched meanwhile."""
-        max_bytes = self._job.limits.audio.max_bytes
+        fetch_audio = functools.partial(
+            self._job.storage.read_audio,
+            max_bytes=self._job.limits.audio.max_bytes,
+            folders=self._job.folders,
+        )
         with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers:
             waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
             for track in tracks:
-                fetch = readers.submit(
-                    self._job.storage.read_audio, track["audio_uri"], max_bytes=max_bytes
-                )
+                fetch = readers.submit(fetch_audio, track["audio_uri"])
                 waiting.append((track, fetch))
                 if len(waiting) > _READ_AHEAD:
                     yield waiting.popleft()

@@ -103,6 +103,9 @@ class CatalogConfig(_Section):
         Duration [s], to find truncated audio by.
     changes : {"detect", "ignore"}
         ``ignore``: a track once scored is never looked at again under the same model.
+    allowed_roots : list of str, optional
+        Folders and prefixes that all audio must lie below, links followed. By default relative
+        URIs must stay below the catalog's folder, and a catalog on S3 names no local files.
     """
 
     uri: NonEmpty
@@ -112,6 +115,7 @@ class CatalogConfig(_Section):
     version_column: NonEmpty | None = None
     duration_column: NonEmpty | None = None
     changes: Literal["detect", "ignore"] = "detect"
+    allowed_roots: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
 
 
 class OutputConfig(_Section):

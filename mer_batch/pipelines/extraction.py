@@ -98,6 +98,7 @@ def _job(config: ExtractConfig, session: Session, product: Features) -> Job:
         identity=Identity.of(product.feature_set.features_id, "", asdict(limits)),
         product=product,
         limits=limits,
+        folders=session.catalog.folders,
     )
 
 

@@ -115,6 +115,7 @@ def _job(config: TagConfig, session: Session, checkpoint: Checkpoint) -> Job:
         identity=Identity.of(features_id, checkpoint.model_id, asdict(limits)),
         product=Scores(checkpoint.card_json, checkpoint.weights, checkpoint.model_id),
         limits=limits,
+        folders=session.catalog.folders,
     )
 
 
