@@ -71,6 +71,8 @@ class Job:
     identity : Identity
     product : Product
     limits : ChildLimits
+    folders : tuple of str, optional
+        What local audio must lie below, links followed; anywhere by default.
     """
 
     storage: Storage
@@ -79,6 +81,7 @@ class Job:
     identity: Identity
     product: Product
     limits: ChildLimits
+    folders: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -267,19 +270,19 @@ class BlockWorker:
         self, tracks: list[dict[str, Any]], room: Room
     ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
         """The tracks in order, the next ones being fetched meanwhile."""
-        max_bytes = self._job.limits.audio.max_bytes
+        fetch_audio = functools.partial(
+            self._job.storage.read_audio,
+            max_bytes=self._job.limits.audio.max_bytes,
+            folders=self._job.folders,
+        )
         with (
             ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers,
             contextlib.closing(room),
         ):
             waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
             for number, track in enumerate(tracks):
-                fetch = readers.submit(
-                    self._job.storage.read_audio,
-                    track["audio_uri"],
-                    max_bytes=max_bytes,
-                    admit=functools.partial(room.take, number),
-                )
+                admit = functools.partial(room.take, number)
+                fetch = readers.submit(fetch_audio, track["audio_uri"], admit=admit)
                 waiting.append((track, fetch))
                 if len(waiting) > _READ_AHEAD:
                     yield waiting.popleft()

@@ -1,65 +1,149 @@
-"""How many rejects a job may end with."""
+"""How many rejects a job may end with, and which reasons have grown since the last good night."""
 
 from __future__ import annotations
 
+import datetime
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from mer_batch.errors import ErrorBudgetExceeded
 from mer_batch.progress import describe_rejects
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The error budget, counted over this run and what counts from before it.
+class Night:
+    """The last published night.
 
     Attributes
     ----------
-    n_tried, n_rejected : int
-        Before this run.
+    run_date : str
+    published_at : datetime
+    shares : dict of str to float
+        Rejects by reason, as shares of its catalog.
+    """
+
+    run_date: str
+    published_at: datetime.datetime
+    shares: dict[str, float]
+
+    @classmethod
+    def of(cls, marker: Mapping[str, Any]) -> Night:
+        """What a night's marker says."""
+        rejects = marker.get("n_rejected", {})
+        n_tracks = marker.get("n_scored", 0) + sum(rejects.values())
+        return cls(
+            run_date=marker["run_date"],
+            published_at=datetime.datetime.fromisoformat(marker["published_at"]),
+            shares={reason: count / n_tracks for reason, count in rejects.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The error budget, counted over this run and what counts from before it.
+
+    Tracks that were rejects in the last published night already do not count: to try them again,
+    by themselves or on demand, makes no night a sick one.
+
+    Attributes
+    ----------
+    n_tracks : int
+        Tracks that count, tried before this run or to be tried by it.
     max_reject_rate : float
+    n_tried : int
+        Of them, those tried before this run.
+    rejects : dict of str to int
+        Of those, the rejects by reason.
+    since : Night, optional
+        The last published night.
     scope : str
         Which tracks count, for messages.
     consequence : str
         What it means to exceed it, for messages.
     """
 
-    n_tried: int
-    n_rejected: int
+    n_tracks: int
     max_reject_rate: float
+    n_tried: int = 0
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    since: Night | None = None
     scope: str = "tracks tried since the last published night"
     consequence: str = "What was scored is kept, nothing is published"
 
-    def allows(self, n_rejected: int, n_tried: int) -> bool:
-        """Whether a run with so many rejects among so many tracks may end well."""
-        total = self.n_tried + n_tried
+    def counts(self, first_seen: datetime.datetime) -> bool:
+        """Whether a reject that was first seen then counts."""
+        return self.since is None or first_seen > self.since.published_at
+
+    def allows(self, n_rejected: int) -> bool:
+        """Whether a run with so many rejects that count may end well."""
         # Rounded up to a whole track: one bad file in a small catalog is no sick night.
         # By way of its decimals: 70 * 0.1 is a little more than 7 in binary.
-        allowed = math.ceil(total * Fraction(str(self.max_reject_rate)))
-        return self.n_rejected + n_rejected <= allowed
+        allowed = math.ceil(self.n_tracks * Fraction(str(self.max_reject_rate)))
+        return sum(self.rejects.values()) + n_rejected <= allowed
 
-    def check(self, n_tried: int, rejects: dict[str, int]) -> None:
-        """Stop as soon as the run cannot end well any more.
+    def standing(self, n_done: int, rejects: Mapping[str, int]) -> dict[str, Any]:
+        """Where the budget stands, as the manifest keeps it; the reason that grew most is first.
 
         Parameters
         ----------
-        n_tried : int
-            Tracks that this run tries in all.
-        rejects : dict of str to int
-            Its rejects so far, by reason.
+        n_done : int
+            Tracks that this run has done.
+        rejects : mapping of str to int
+            Its rejects that count, by reason.
+        """
+        total = Counter(self.rejects) + Counter(rejects)
+        n_tried = min(self.n_tracks, self.n_tried + n_done + sum(rejects.values()))
+        then = self.since.shares if self.since else {}
+        shares = {reason: count / max(1, n_tried) for reason, count in total.items()}
+        growth = sorted(shares, key=lambda reason: then.get(reason, 0.0) - shares[reason])
+        return {
+            "max_reject_rate": self.max_reject_rate,
+            "since": self.since.run_date if self.since else None,
+            "n_tracks": self.n_tracks,
+            "n_tried": n_tried,
+            "n_rejected": total.total(),
+            "reasons": {
+                reason: {
+                    "n_rejected": total[reason],
+                    "share": round(shares[reason], 6),
+                    "share_then": round(then.get(reason, 0.0), 6) if self.since else None,
+                }
+                for reason in growth
+            },
+        }
+
+    def check(self, n_done: int, rejects: Mapping[str, int]) -> None:
+        """Stop as soon as the run cannot end well any more; parameters as for `standing`.
 
         Raises
         ------
         ErrorBudgetExceeded
         """
-        n_rejected = sum(rejects.values())
-        if self.allows(n_rejected, n_tried):
+        if self.allows(sum(rejects.values())):
             return
-        total, tried = self.n_rejected + n_rejected, self.n_tried + n_tried
-        reasons = f"; this run's rejects: {describe_rejects(rejects)}" if rejects else ""
+        standing = self.standing(n_done, rejects)
+        own = f"; this run's rejects: {describe_rejects(dict(rejects))}" if rejects else ""
         raise ErrorBudgetExceeded(
-            f"{total:,} of {tried:,} {self.scope} were rejected, more than "
-            f"max_reject_rate={self.max_reject_rate:g} allows{reasons}. {self.consequence}. Look "
-            "at the rejects table, then mend the cause or raise max_reject_rate"
+            f"{standing['n_rejected']:,} of {self.n_tracks:,} {self.scope} were rejected, more "
+            f"than max_reject_rate={self.max_reject_rate:g} allows{own}. {_describe(standing)}. "
+            f"{self.consequence}. Look at the rejects table, then mend the cause or raise "
+            "max_reject_rate"
         )
+
+
+def _describe(standing: dict[str, Any]) -> str:
+    """Shares by reason, beside those of the last night where there was one."""
+    reasons = standing["reasons"].items()
+    if standing["since"] is None:
+        shares = [f"{reason} {found['share']:.1%}" for reason, found in reasons]
+        return f"Of {standing['n_tried']:,} tracks tried so far: {', '.join(shares)}"
+    grown = [
+        f"{reason} {found['share']:.1%} of tracks tried ({found['share_then']:.1%} then)"
+        for reason, found in reasons
+        if found["share"] > found["share_then"]
+    ]
+    return f"Grew since the night of {standing['since']}: {', '.join(grown) or 'none'}"

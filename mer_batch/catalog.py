@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
+import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
 from mer_batch.config import CatalogConfig
-from mer_batch.delta import open_table
 from mer_batch.errors import CatalogError, masked
+from mer_batch.formats import (
+    TABLE_SUFFIXES,
+    delta_dataset,
+    parquet_dataset,
+    read_csv,
+    read_jsonl,
+    refuse_repeated,
+    table_kind,
+    unreadable_part,
+)
+from mer_batch.roots import Roots, resolved
 from mer_batch.storage import SCHEME_PATTERN, SCHEMES, Location, Storage, parse_uri
 
 #: A file with one of these endings counts as audio in a folder of audio files.
 AUDIO_SUFFIXES = (
     ".mp3", ".mp2", ".mp1", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff",
 )  # fmt: skip
-_TABLE_SUFFIXES = {
-    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-}  # fmt: skip
 
 _BATCH_ROWS = 65_536
 _N_OFFENDERS = 5
+_MAX_SHOWN = 200
+_CHANGED = "the catalog was changed while the run read it; run again"
+
+#: A file of the catalog, its size and its version.
+_File = tuple[Location, int, str]
 
 
 class Catalog:
@@ -46,6 +59,8 @@ class Catalog:
         Changes when the catalog's files do.
     notes : list of str
         What a user should know of how it was read.
+    folders : tuple of str, optional
+        What local audio must lie below, links followed; None: anywhere.
     """
 
     def __init__(
@@ -53,16 +68,21 @@ class Catalog:
         source: pads.Dataset | pa.Table,
         config: CatalogConfig,
         *,
-        folder: str,
+        folder: Location,
         fingerprint: str,
         notes: list[str],
+        is_published: bool,
+        is_unchanged: Callable[[], bool],
     ) -> None:
         self._source = source
+        self._is_unchanged = is_unchanged
         self.schema: pa.Schema = source.schema
         self.fingerprint = fingerprint
         self.notes = notes
         self._id_column = config.id_column
-        self.keys = _keys(self, config, folder)
+        roots = Roots.of(config.allowed_roots) if config.allowed_roots else None
+        self.folders = roots.folders if roots else None
+        self.keys = _keys(self, config, folder, roots, whole=is_published)
 
     @property
     def id_type(self) -> pa.DataType:
@@ -80,23 +100,36 @@ class Catalog:
         if isinstance(self._source, pa.Table):
             yield from self._source.to_batches(max_chunksize=_BATCH_ROWS)
             return
-        changed = "the catalog was changed while the run read it; run again"
         begin = 0
         try:
             for batch in self._source.to_batches(batch_size=_BATCH_ROWS):
                 ids = _plain(pa.chunked_array([batch[self._id_column]])).cast(self.id_type)
                 if not ids.equals(self.keys["track_id"].slice(begin, len(ids))):
-                    raise CatalogError(changed)
+                    raise CatalogError(_CHANGED)
                 begin += len(ids)
                 yield batch
         except (pa.ArrowException, OSError) as error:
-            raise CatalogError(f"{changed} ({error})") from error
+            raise CatalogError(f"{_CHANGED} ({error})") from error
+        self.check_unchanged()
 
-    def columns(self, names: list[str]) -> pa.Table:
-        """Some columns of all rows."""
+    def check_unchanged(self) -> None:
+        """Raise CatalogError where a file it is read from is not the one that was opened."""
+        if not self._is_unchanged():
+            raise CatalogError(_CHANGED)
+
+    def columns(self, names: list[str], *, whole: bool) -> pa.Table:
+        """Some columns of all rows; `whole` reads the others too, to find damage in them."""
         if isinstance(self._source, pa.Table):
             return self._source.select(names)
-        return self._source.to_table(columns=names)
+        try:
+            if not whole:
+                return self._source.to_table(columns=names)
+            chosen = pa.schema([self.schema.field(name) for name in names])
+            batches = self._source.to_batches(batch_size=_BATCH_ROWS)
+            return pa.Table.from_batches((batch.select(names) for batch in batches), chosen)
+        except (pa.ArrowException, OSError) as error:
+            self.check_unchanged()
+            raise CatalogError(unreadable_part(self._source) or str(error)) from error
 
 
 def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[str]) -> Catalog:
@@ -107,7 +140,8 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     config : CatalogConfig
     storage : Storage
     taken_names : list of str
-        Columns that ``enriched/`` will add: a catalog must not have them already.
+        Columns that ``enriched/`` will add: a catalog must not have them already. Where there are
+        any, all its columns are read once: what is damaged would be found after all work is done.
 
     Raises
     ------
@@ -120,43 +154,62 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     is_folder = storage.is_folder(location)
     if not is_folder and not storage.exists(location):
         raise CatalogError(f"catalog.uri={config.uri!r}: no such file or folder")
-    files = (
-        list(storage.list_files(location))
-        if is_folder
-        else [(location, 0, storage.version(location))]
-    )
+    files = _files(storage, location, is_folder)
     kind = _kind(config, location, files, is_folder)
     chosen = _chosen(kind, location, files)
     if not chosen and kind != "delta":
         raise CatalogError(f"catalog.uri={config.uri!r} holds no {kind} files")
+    notes = []
+    if kind == "audio":
+        config = config.model_copy(update={"id_column": "track_id", "audio_column": "audio_uri"})
+        if len(files) > len(chosen):
+            n_others = len(files) - len(chosen)
+            notes.append(f"{n_others} files in {config.uri} have no audio ending: ignored")
+
+    def is_unchanged() -> bool:
+        # A Delta table's files stay as they are; the others are read more than once.
+        return kind == "delta" or set(chosen) <= set(_files(storage, location, is_folder))
+
     try:
         source = _open(kind, config, location, [found for found, _, _ in chosen], storage)
         _check_publishable(source.schema)
-    except (pa.ArrowException, DeltaError, OSError, UnicodeDecodeError) as error:
+        _check_names(source.schema, taken_names)
+        return Catalog(
+            source,
+            config,
+            folder=location if is_folder else Location(location.bucket, _above(location.path)),
+            fingerprint=hashlib.sha256(
+                repr([(found.uri, size, version) for found, size, version in chosen]).encode()
+            ).hexdigest(),
+            notes=notes,
+            is_published=bool(taken_names),
+            is_unchanged=is_unchanged,
+        )
+    except (pa.ArrowException, DeltaError, OSError, UnicodeError) as error:
         raise CatalogError(
             f"catalog.uri={config.uri!r} cannot be read as {kind}: {error}"
         ) from error
-    notes = []
-    if kind == "audio" and len(files) > len(chosen):
-        notes.append(
-            f"{len(files) - len(chosen)} files in {config.uri} have no audio ending: ignored"
-        )
-    if kind == "audio":
-        config = config.model_copy(update={"id_column": "track_id", "audio_column": "audio_uri"})
-    taken = [name for name in taken_names if name in source.schema.names]
+
+
+def _files(storage: Storage, location: Location, is_folder: bool) -> list[_File]:
+    if is_folder:
+        return list(storage.list_files(location))
+    return [(location, 0, storage.version(location))]
+
+
+def _above(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _check_names(columns: pa.Schema, taken_names: list[str]) -> None:
+    """Names that differ by case only are one to Spark, Hive and DuckDB."""
+    ours = {name.casefold() for name in taken_names}
+    taken = [name for name in columns.names if name.casefold() in ours]
     if taken:
         raise CatalogError(
             f"the catalog already has columns named {', '.join(taken)}; set output.prefix to "
             "rename the ones that are added"
         )
-    fingerprint = hashlib.sha256(
-        repr([(found.uri, size, version) for found, size, version in chosen]).encode()
-    ).hexdigest()
-    folder = location.uri.rstrip("/") if is_folder else location.uri.rpartition("/")[0]
-    try:
-        return Catalog(source, config, folder=folder, fingerprint=fingerprint, notes=notes)
-    except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"catalog.uri={config.uri!r} cannot be read: {error}") from error
 
 
 # ------------------------------------------------------------------------------- opening
@@ -175,26 +228,26 @@ def _is_hidden(location: Location, found: Location) -> bool:
 def _kind(
     config: CatalogConfig,
     location: Location,
-    files: list[tuple[Location, int, str]],
+    files: list[_File],
     is_folder: bool,
 ) -> str:
     """What the catalog is, by its configuration, else by the names of its files."""
     if config.format != "auto":
         return config.format
     if not is_folder:
-        kind = _TABLE_SUFFIXES.get(_suffix(location))
+        kind = table_kind(location)
         if kind is None:
             raise CatalogError(
-                f"catalog.uri={config.uri!r} must end in one of {', '.join(_TABLE_SUFFIXES)}, or "
+                f"catalog.uri={config.uri!r} must end in one of {', '.join(TABLE_SUFFIXES)}, or "
                 "set catalog.format"
             )
         return kind
     if any(_below(location, found)[0] == "_delta_log" for found, _, _ in files):
         return "delta"
     kinds = {
-        _TABLE_SUFFIXES[_suffix(found)]
+        kind
         for found, _, _ in files
-        if _suffix(found) in _TABLE_SUFFIXES and not _is_hidden(location, found)
+        if (kind := table_kind(found)) and not _is_hidden(location, found)
     }
     has_audio = any(_suffix(found) in AUDIO_SUFFIXES for found, _, _ in files)
     names_columns = {"id_column", "audio_column"} & config.model_fields_set
@@ -214,9 +267,7 @@ def _suffix(location: Location) -> str:
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _chosen(
-    kind: str, location: Location, files: list[tuple[Location, int, str]]
-) -> list[tuple[Location, int, str]]:
+def _chosen(kind: str, location: Location, files: list[_File]) -> list[_File]:
     if len(files) == 1 and kind != "audio":
         return files
     if kind == "audio":
@@ -226,7 +277,7 @@ def _chosen(
     return [
         entry
         for entry in files
-        if _TABLE_SUFFIXES.get(_suffix(entry[0])) == kind and not _is_hidden(location, entry[0])
+        if table_kind(entry[0]) == kind and not _is_hidden(location, entry[0])
     ]
 
 
@@ -236,74 +287,23 @@ def _open(
     if kind == "audio":
         return _audio_table(location, chosen)
     if kind == "delta":
-        return _delta_dataset(location, storage)
+        return delta_dataset(location, storage)
+    needed = [config.id_column, config.audio_column]
     if kind == "parquet":
-        return _parquet_dataset(location, chosen, storage)
-    contents = [storage.read(part) for part in chosen]
+        return parquet_dataset(location, chosen, storage, needed=needed)
     if kind == "csv":
-        return _read_csv(contents, exact={config.id_column, config.version_column})
-    return _unified([_read_jsonl(content) for content in contents])
-
-
-def _delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
-    """The files of a Delta table's latest version, in the table's own schema."""
-    table = open_table(storage, location)
-    if table is None:
-        raise CatalogError(f"{location.uri} cannot be read as delta: no table lies there")
-    if table.metadata().partition_columns:
-        raise CatalogError(
-            f"{location.uri}: a partitioned Delta table keeps columns outside its files; "
-            "write it out as Parquet"
-        )
-    features = {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or ())
-    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
-        features.add("columnMapping")
-    if features:
-        raise CatalogError(
-            f"{location.uri}: the Delta table uses {', '.join(sorted(features))}, so its files do "
-            "not hold just its rows; write it out as Parquet"
-        )
-    actions = pa.table(table.get_add_actions(flatten=True))
-    # A path is relative to the table, or a whole URI in a shallow clone.
-    paths = [str(path) for path in actions["path"].to_pylist()]
-    files = [parse_uri(p) if "://" in p else location.child(p) for p in paths]
-    return pads.dataset(
-        [file.fs_path for file in files],
-        filesystem=storage.filesystem(location),
-        format="parquet",
-        schema=pa.schema(table.schema().to_arrow()),
-    )
+        exact = {config.id_column, config.version_column}
+        return read_csv(chosen, storage, needed=needed, exact=exact)
+    return read_jsonl(chosen, storage, needed=needed)
 
 
 def _check_publishable(columns: pa.Schema) -> None:
     """Refuse now what could not be written as Parquet after a whole night's work."""
-    repeated = {name for name in columns.names if columns.names.count(name) > 1}
-    if repeated:
-        raise CatalogError(
-            f"the catalog has several columns of one name: {', '.join(sorted(repeated))}"
-        )
+    refuse_repeated(columns.names)
     try:
         pq.ParquetWriter(io.BytesIO(), columns).close()
     except pa.ArrowException as error:
         raise CatalogError(f"the catalog cannot be written as Parquet: {error}") from error
-
-
-def _parquet_dataset(location: Location, chosen: list[Location], storage: Storage) -> pads.Dataset:
-    filesystem = storage.filesystem(location)
-    paths = [part.fs_path for part in chosen]
-    is_hive = any("=" in path.removeprefix(location.fs_path) for path in paths)
-    options = {"partitioning": "hive", "partition_base_dir": location.fs_path} if is_hive else {}
-    dataset = pads.dataset(paths, filesystem=filesystem, format="parquet", **options)
-    if len(paths) == 1:
-        return dataset
-    # A part whose column is all null may have lost its type: unify instead of taking the first's.
-    schemas = [dataset.schema, *(part.physical_schema for part in dataset.get_fragments())]
-    unified = pa.unify_schemas(schemas, promote_options="default")
-    return dataset.replace_schema(unified.with_metadata(dataset.schema.metadata))
-
-
-def _unified(parts: list[pa.Table]) -> pa.Table:
-    return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
 
 
 def _audio_table(location: Location, chosen: list[Location]) -> pa.Table:
@@ -333,82 +333,12 @@ def _exact_uri(location: Location) -> str:
     return "file://" + urllib.parse.quote(location.path, errors="surrogateescape")
 
 
-def _read_csv(contents: list[bytes], *, exact: set[str | None]) -> pa.Table:
-    """Read CSV files as one, keeping as text what a guessed type would change (007, 1e400).
-
-    Columns named in `exact` do not become float64: 1.10 is not the version 1.1.
-    """
-    # The types are guessed over all files together: one file's part of a column may be empty.
-    text = _unified([_csv_text(content) for content in contents])
-    return pa.table(
-        {name: _narrowed(text[name], may_be_float=name not in exact) for name in text.column_names}
-    )
-
-
-def _csv_text(content: bytes) -> pa.Table:
-    parsing = pacsv.ParseOptions(newlines_in_values=True)
-    with pacsv.open_csv(io.BytesIO(content), parse_options=parsing) as reader:
-        names = reader.schema.names
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise CatalogError(
-            f"the catalog has several columns of one name: {', '.join(sorted(repeated))}"
-        )
-    strings = dict.fromkeys(names, pa.string())
-    options = pacsv.ConvertOptions(column_types=strings, strings_can_be_null=False)
-    return pacsv.read_csv(io.BytesIO(content), parse_options=parsing, convert_options=options)
-
-
-def _narrowed(column: pa.ChunkedArray, *, may_be_float: bool) -> pa.ChunkedArray:
-    """Text as int64 or float64 where every value is one, written in the usual way."""
-    values = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-    if values.null_count == len(values):
-        return column
-    for number in (pa.int64(), pa.float64()) if may_be_float else (pa.int64(),):
-        try:
-            numbers = values.cast(number)
-        except pa.ArrowInvalid:
-            continue
-        if number == pa.float64():
-            # Leading zeros make an identifier; inf is what a number too large for a float gives.
-            plain = pc.match_substring_regex(values, r"^-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?$")
-            return numbers if pc.all(pc.and_(plain, pc.is_finite(numbers))).as_py() else column
-        if pc.all(pc.equal(numbers.cast(pa.string()), values)).as_py():
-            return numbers
-    return column
-
-
-def _read_jsonl(content: bytes) -> pa.Table:
-    """Read JSON lines; a string that looks like a date stays a string, at any depth."""
-    # A block must hold the longest line.
-    n_longest = max(map(len, content.splitlines()), default=0)
-    reading = pajson.ReadOptions(block_size=max(1 << 20, n_longest + 2))
-    table = pajson.read_json(io.BytesIO(content), read_options=reading)
-    guessed = [field for field in table.schema if _undated(field.type) != field.type]
-    if not guessed:
-        return table
-    strings = pa.schema([field.with_type(_undated(field.type)) for field in guessed])
-    parsing = pajson.ParseOptions(explicit_schema=strings)
-    return pajson.read_json(
-        io.BytesIO(content), read_options=reading, parse_options=parsing
-    ).select(table.column_names)
-
-
-def _undated(kind: pa.DataType) -> pa.DataType:
-    """The type with a string for every timestamp in it."""
-    if pa.types.is_timestamp(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_undated(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_undated(field.type)) for field in kind])
-    return kind
-
-
 # ------------------------------------------------------------------------------- checking
 
 
-def _keys(catalog: Catalog, config: CatalogConfig, folder: str) -> pa.Table:
+def _keys(
+    catalog: Catalog, config: CatalogConfig, folder: Location, roots: Roots | None, *, whole: bool
+) -> pa.Table:
     """Read the columns that matter and check them."""
     named = {
         "catalog.id_column": config.id_column,
@@ -418,16 +348,15 @@ def _keys(catalog: Catalog, config: CatalogConfig, folder: str) -> pa.Table:
     }
     wanted = {key: name for key, name in named.items() if name is not None}
     _check_columns(catalog.schema, wanted)
-    table = catalog.columns(list(dict.fromkeys(wanted.values())))
+    table = catalog.columns(list(dict.fromkeys(wanted.values())), whole=whole)
     if table.num_rows == 0:
         raise CatalogError("the catalog has no rows")
     ids = _ids(table[config.id_column], config.id_column)
-    uris = _uris(table[config.audio_column], config.audio_column, ids, folder)
+    uris = _uris(table[config.audio_column], config.audio_column, ids, folder, roots)
     n = table.num_rows
     version: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.string())
     if config.version_column is not None:
-        version = _cast(table[config.version_column], pa.string(), config.version_column)
-        version = pc.if_else(pc.equal(version, ""), pa.scalar(None, pa.string()), version)
+        version = _versions(table[config.version_column], config.version_column, ids)
     seconds: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.float64())
     if config.duration_column is not None:
         seconds = _cast(table[config.duration_column], pa.float64(), config.duration_column)
@@ -437,15 +366,24 @@ def _keys(catalog: Catalog, config: CatalogConfig, folder: str) -> pa.Table:
 
 
 def _check_columns(schema: pa.Schema, wanted: dict[str, str]) -> None:
-    faults = []
-    for key, name in wanted.items():
-        count = schema.names.count(name)
-        if count == 0:
-            faults.append(f"{key}={name!r}: the catalog has no such column")
-        elif count > 1:
-            faults.append(f"{key}={name!r}: the catalog has {count} columns of this name")
-    if faults:
-        raise CatalogError("; ".join(faults) + f"; its columns are {', '.join(schema.names)}")
+    faults = [
+        f"{key}={name!r}: the catalog has no such column{_close(name, schema.names)}"
+        for key, name in wanted.items()
+        if name not in schema.names
+    ]
+    if not faults:
+        return
+    hint = ""
+    if len(schema.names) == 1 and re.search(r"[;\t|]", schema.names[0]):
+        hint = "; values must be separated by commas"
+    raise CatalogError("; ".join(faults) + f"; its columns are {_first(schema.names, n=50)}{hint}")
+
+
+def _close(name: str, names: list[str]) -> str:
+    """The name that may have been meant, however it is written."""
+    by_core = {other.strip().casefold(): other for other in names if len(names) > 1}
+    close = difflib.get_close_matches(name.casefold(), by_core, n=1)
+    return f" (did you mean {by_core[close[0]]!r}?)" if close else ""
 
 
 def _cast(column: pa.ChunkedArray, to: pa.DataType, name: str) -> pa.ChunkedArray:
@@ -470,70 +408,137 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
+def _text(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """The same as string; Parquet may hold bytes that are no UTF-8."""
+    text = column.cast(pa.string())
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid as error:
+        values = text.cast(pa.binary()).to_pylist()
+        rows = [row for row, value in enumerate(values) if not _is_utf8(value)]
+        raise CatalogError(
+            f"{where}: {len(rows)} values that are no UTF-8, the first at row {_first(rows)}"
+        ) from error
+    return text
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Ids as string or int64; refused where null, empty, duplicate or of another type."""
+    where = f"id column {name!r}"
     column = _plain(column)
     if _is_text(column.type):
-        ids = column.cast(pa.string())
-        ids.validate(full=True)  # Parquet may hold bytes that are no UTF-8
+        ids = _text(column, where)
         missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
     elif pa.types.is_integer(column.type):
-        ids = _cast(column, pa.int64(), name)
+        if column.type == pa.uint64():
+            huge = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
+            _refuse(huge, "ids above 2^63 - 1; cast them to strings", where, {"": column})
+        ids = column.cast(pa.int64())
         missing = pc.is_null(ids)
     else:
         raise CatalogError(
-            f"id column {name!r} has type {column.type}; ids must be strings or integers"
+            f"{where} has type {column.type}; ids must be strings or integers: cast them"
         )
-    _refuse(missing, "null or empty ids", f"id column {name!r}", pc.indices_nonzero(missing), "row")
-    counts = pc.value_counts(ids).flatten()
-    repeated = counts[0].filter(pc.greater(counts[1], 1))
-    if len(repeated):
+    _refuse(missing, "null or empty ids", where, {"row": pa.array(range(len(ids)))})
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counts = pc.value_counts(ids).flatten()
+        repeated = counts[0].filter(pc.greater(counts[1], 1))
         raise CatalogError(
-            f"id column {name!r}: {len(repeated)} ids stand in more than one row: "
+            f"{where}: {len(repeated)} ids stand in more than one row: "
             f"{_first(repeated)}; ids must be unique"
         )
     return ids
 
 
+def _versions(column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Versions as string; an empty one is none."""
+    version = _cast(column, pa.string(), name)
+    # A version and an id are joined by NUL into one key: versions must not hold it.
+    has_nul = pc.fill_null(pc.match_substring(version, "\0"), False)
+    _refuse(has_nul, "versions with a NUL in them", f"version column {name!r}", {"track_id": ids})
+    return pc.if_else(pc.equal(version, ""), pa.scalar(None, pa.string()), version)
+
+
 def _uris(
-    column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray, folder: str
-) -> pa.ChunkedArray | pa.Array:
-    """Absolute URIs; relative ones are below the catalog's own folder."""
+    column: pa.ChunkedArray,
+    name: str,
+    ids: pa.ChunkedArray,
+    folder: Location,
+    roots: Roots | None,
+) -> pa.ChunkedArray:
+    """Absolute URIs, none of which leads where the catalog may not lead."""
+    where = f"audio column {name!r}"
     column = _plain(column)
     if not _is_text(column.type):
-        raise CatalogError(f"audio column {name!r} has type {column.type}; URIs must be strings")
-    uris = column.cast(pa.string())
-    uris.validate(full=True)
-    missing = pc.or_kleene(pc.is_null(uris), pc.equal(uris, ""))
+        raise CatalogError(f"{where} has type {column.type}; URIs must be strings")
+    given = _text(column, where)
+    missing = pc.or_kleene(pc.is_null(given), pc.equal(given, ""))
+    _refuse(missing, "null or empty URIs", where, {"track_id": ids})
+    has_scheme = pc.match_substring_regex(given, SCHEME_PATTERN)
+    known = pc.match_substring_regex(given, rf"^(?i:({'|'.join(SCHEMES)})://|file:/)")
+    tracks = {"track_id": ids, "": given}
+    schemes = ", ".join(SCHEMES)
     _refuse(
-        missing, "null or empty URIs", f"audio column {name!r}", ids.filter(missing), "track_id"
+        pc.and_not(has_scheme, known), f"URIs whose scheme is not one of {schemes}", where, tracks
     )
-    has_scheme = pc.match_substring_regex(uris, SCHEME_PATTERN)
-    known = pc.match_substring_regex(uris, rf"^(?i:({'|'.join(SCHEMES)})://|file:/)")
-    foreign = pc.and_(has_scheme, pc.invert(known))
-    _refuse(
-        foreign,
-        f"URIs whose scheme is not one of {', '.join(SCHEMES)}",
-        f"audio column {name!r}",
-        uris.filter(foreign),
-        "audio_uri",
-    )
-    secret = pc.match_substring_regex(uris, r"^(?i:s3a?)://[^/]*[@:]")
-    secret = pc.and_not(secret, pc.match_substring_regex(uris, r"^(?i:s3a?)://arn:"))
-    _refuse(secret, "URIs with credentials in them", f"audio column {name!r}",
-            ids.filter(secret), "track_id")  # fmt: skip
-    is_relative = pc.invert(pc.or_(has_scheme, pc.starts_with(uris, "/")))
-    return pc.if_else(is_relative, pc.binary_join_element_wise(folder, uris, "/"), uris)
+    secret = pc.match_substring_regex(given, r"^(?i:s3a?)://[^/]*[@:]")
+    secret = pc.and_not(secret, pc.match_substring_regex(given, r"^(?i:s3a?)://arn:"))
+    _refuse(secret, "URIs with credentials in them", where, {"track_id": ids})
+    is_relative = pc.invert(pc.or_(has_scheme, pc.starts_with(given, "/")))
+    below, stays = resolved(given, folder, only=is_relative)
+    uris = pc.if_else(is_relative, below, given)
+    if roots is not None:
+        outside = pc.invert(roots.admitted(uris))
+        problem = "URIs outside catalog.allowed_roots; mend them, or add a root"
+        _refuse(outside, problem, where, tracks)
+        return uris
+    remedy = "give absolute URIs or set catalog.allowed_roots"
+    problem = f"relative URIs that lead out of the catalog's folder; {remedy}"
+    _refuse(pc.and_not(is_relative, stays), problem, where, tracks)
+    if folder.is_s3:
+        is_local = pc.and_not(pc.invert(is_relative), pc.match_substring_regex(given, r"^(?i:s3)"))
+        problem = "local files, in a catalog on S3; set catalog.allowed_roots if they are meant"
+        _refuse(is_local, problem, where, tracks)
+    return uris
 
 
 def _refuse(
-    mask: pa.ChunkedArray, what: str, where: str, offenders: pa.Array | pa.ChunkedArray, kind: str
+    mask: pa.ChunkedArray, problem: str, where: str, columns: dict[str, pa.ChunkedArray]
 ) -> None:
+    """Raise where a mask is true, with the number of rows and the first ones' values.
+
+    `problem` says what is wrong and, behind a semicolon, what to do; `columns` are shown by name.
+    """
     count = pc.sum(mask).as_py() or 0
-    if count:
-        raise CatalogError(f"{where}: {count} {what}, the first at {kind} {_first(offenders)}")
+    if not count:
+        return
+    at = pc.indices_nonzero(mask)[:_N_OFFENDERS]
+    found = zip(*(column.take(at).to_pylist() for column in columns.values()), strict=True)
+    rows = [" ".join(map(_shown, values)) for values in found]
+    what, _, remedy = problem.partition("; ")
+    names = "".join(f"{name} " for name in columns if name)
+    raise CatalogError(
+        f"{where}: {count} {what}, the first at {names}{', '.join(rows)}"
+        + (", ..." if count > len(rows) else "")
+        + (f"; {remedy}" if remedy else "")
+    )
 
 
-def _first(values: pa.Array | pa.ChunkedArray) -> str:
-    shown = ", ".join(masked(repr(value)) for value in values.slice(0, _N_OFFENDERS).to_pylist())
-    return shown + (", ..." if len(values) > _N_OFFENDERS else "")
+def _first(values: pa.Array | pa.ChunkedArray | list[Any], *, n: int = _N_OFFENDERS) -> str:
+    first = values[:n]
+    shown = ", ".join(map(_shown, first if isinstance(first, list) else first.to_pylist()))
+    return shown + (", ..." if len(values) > n else "")
+
+
+def _shown(value: object) -> str:
+    """A value for a message: not endless, and without what opens a store."""
+    shown = masked(repr(value))
+    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."

@@ -54,6 +54,19 @@ def tag(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def replay(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Try rejects again, by reason=REASON[,REASON...], and publish the catalog as tag does."""
+    from mer_batch.config import TagConfig, load_config, take_reasons
+    from mer_batch.pipelines import tagging
+    from mer_batch.summary import print_tag_summary
+
+    reasons, rest = take_reasons(overrides or [])
+    settings = load_config(TagConfig, config, rest)
+    console = _console()
+    print_tag_summary(console, tagging.replay(settings, console, reasons))
+
+
+@app.command()
 def extract(config: ConfigPath, overrides: Overrides = None) -> None:
     """Extract the features of every new or changed track: mel spectrograms, in Parquet."""
     from mer_batch.config import ExtractConfig, load_config

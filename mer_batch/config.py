@@ -112,6 +112,9 @@ class CatalogConfig(_Section):
         Duration [s], to find truncated audio by.
     changes : {"detect", "ignore"}
         ``ignore``: a track once scored is never looked at again under the same model.
+    allowed_roots : list of str, optional
+        Folders and prefixes that all audio must lie below, links followed. By default relative
+        URIs must stay below the catalog's folder, and a catalog on S3 names no local files.
     """
 
     uri: Uri
@@ -121,6 +124,7 @@ class CatalogConfig(_Section):
     version_column: NonEmpty | None = None
     duration_column: NonEmpty | None = None
     changes: Literal["detect", "ignore"] = "detect"
+    allowed_roots: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
 
 
 class OutputConfig(_Section):
@@ -488,6 +492,33 @@ class LabelsConfig(_Section):
 
 
 Config = TypeVar("Config", bound=_Section)
+
+_ALL_REASONS = "all"
+
+
+def take_reasons(overrides: Sequence[str]) -> tuple[frozenset[str], list[str]]:
+    """Take ``reason=REASON[,REASON...]`` out of overrides.
+
+    Returns
+    -------
+    reasons : frozenset of str
+        Empty where none is named; ``all`` names every one.
+    rest : list of str
+        The other overrides.
+
+    Raises
+    ------
+    ConfigError
+        For names that are no reasons.
+    """
+    own = [text.removeprefix("reason=") for text in overrides if text.startswith("reason=")]
+    names = {name.strip() for text in own for name in text.split(",")} - {""}
+    known = [*schema.REASONS, _ALL_REASONS]
+    faults = [unknown_name("reason", name, known) for name in sorted(names) if name not in known]
+    if faults:
+        raise ConfigError("; ".join(faults))
+    reasons = frozenset(schema.REASONS) if _ALL_REASONS in names else frozenset(names)
+    return reasons, [text for text in overrides if not text.startswith("reason=")]
 
 
 def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import json
 import os
@@ -19,12 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer_batch import schema
-from mer_batch.budget import Budget
+from mer_batch.budget import Budget, Night
 from mer_batch.catalog import Catalog
 from mer_batch.disk import exchange, flush, make_folder
 from mer_batch.errors import LeaseError, MerBatchError, StorageError
 from mer_batch.ledger import Ledger, track_keys
-from mer_batch.plan import Plan, permanent
+from mer_batch.plan import Plan
 from mer_batch.schema import Identity
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
@@ -100,32 +101,36 @@ def open_budget(
     ledger: Ledger,
     identity: Identity,
     *,
-    last_published: str | None,
+    latest: dict[str, Any] | None,
     max_reject_rate: float,
 ) -> Budget:
-    """Count what runs since the last published night have tried and rejected.
+    """Count what is to be tried, and what runs since the last published night have tried.
 
     Parameters
     ----------
-    last_published : str or None
-        ``published_at`` of the latest marker, ISO 8601.
+    latest : dict or None
+        Content of the latest marker.
     """
-    since = pa.scalar(last_published or "1970-01-01T00:00:00+00:00").cast(
-        pa.timestamp("us", tz="UTC")
-    )
-    rejects = permanent(ledger.rejects(), identity)
-    rejects = rejects.filter(pc.greater(rejects["last_seen"], since))
+    since = Night.of(latest) if latest else None
+    moment = since.published_at if since else datetime.datetime.fromtimestamp(0, datetime.UTC)
     scores = ledger.scores(
         features_id=identity.features_id,
         model_id=identity.model_id,
         columns=["track_id", "audio_version", "scored_at"],
     )
-    scores = scores.filter(pc.greater(scores["scored_at"], since))
-    is_scored = pc.is_valid(_find(plan, scores))
-    # What was a reject once may have been scored since under other limits.
-    is_rejected = pc.and_not(pc.is_valid(_find(plan, rejects)), is_scored)
-    n_scored, n_rejected = (pc.sum(found).as_py() or 0 for found in (is_scored, is_rejected))
-    return Budget(n_scored + n_rejected, n_rejected, max_reject_rate)
+    scores = scores.filter(pc.greater(scores["scored_at"], moment))
+    n_scored = pc.sum(pc.is_valid(_find(plan, scores))).as_py() or 0
+    rejects = ledger.rejects(identity.extraction_id)
+    # A reject that the last night had already is nothing new.
+    rejects = rejects.filter(pc.greater(rejects["first_seen"], moment))
+    at = _find(plan, rejects).filter(plan.is_rejected.combine_chunks())
+    counts = pc.value_counts(rejects["reason"].take(at.drop_null())).to_pylist()
+    before = {row["values"]: row["counts"] for row in counts}
+    n_tried = n_scored + sum(before.values())
+    first_seen = plan.pending["first_seen"]
+    n_known = pc.sum(pc.less_equal(first_seen, moment)).as_py() or 0
+    n_tracks = n_tried + len(plan.pending) - n_known
+    return Budget(n_tracks, max_reject_rate, n_tried, before, since)
 
 
 def last_published(storage: Storage, output: Location) -> dict[str, Any] | None:

@@ -414,6 +414,29 @@ class Ledger:
         return n_swept
 
 
+def reject_reasons(storage: Storage, output: Location) -> dict[str, int]:
+    """How many tracks an output holds as rejects, by reason, the most frequent first.
+
+    Raises
+    ------
+    StorageError
+        Where its table cannot be read.
+    """
+    location = output.child("rejects")
+    table = open_table(storage, location)
+    paths = part_paths(table) if table is not None else []
+    if not paths:
+        return {}
+    rows = pads.dataset(
+        [location.child(path).fs_path for path in paths],
+        filesystem=storage.filesystem(location),
+        format="parquet",
+    ).to_table(columns=["track_id", "reason"])
+    counts = rows.group_by("reason").aggregate([("track_id", "count_distinct")])
+    found = zip(*counts.to_pydict().values(), strict=True)
+    return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
+
+
 def track_keys(
     ids: pa.ChunkedArray, versions: pa.ChunkedArray | pa.Array | None
 ) -> pa.ChunkedArray:

@@ -33,18 +33,28 @@ class Plan:
     pending : pa.Table
         Tracks to do: ``track_id, audio_uri, audio_version, expected_seconds, attempts,
         first_run_id, first_seen`` (the last three of an earlier reject, or 0 and null).
-    is_done : pa.ChunkedArray
-        Whether a catalog row has its scores, or features.
-    n_done, n_rejected : int
-        Catalog rows that are done, and those that are rejects already.
+    is_done, is_rejected : pa.ChunkedArray
+        Whether a catalog row has its scores, or features; whether it is a reject that holds.
+    n_replayed : int
+        Rejects that are pending because they were asked for.
     """
 
     keys: pa.ChunkedArray
     with_versions: bool
     pending: pa.Table
     is_done: pa.ChunkedArray
-    n_done: int
-    n_rejected: int
+    is_rejected: pa.ChunkedArray
+    n_replayed: int
+
+    @property
+    def n_done(self) -> int:
+        """Catalog rows that are done."""
+        return pc.sum(self.is_done).as_py() or 0
+
+    @property
+    def n_rejected(self) -> int:
+        """Catalog rows that are rejects already."""
+        return pc.sum(self.is_rejected).as_py() or 0
 
     def fingerprint(self) -> str:
         """Changes with the tracks, their order and the versions of their audio."""
@@ -56,9 +66,20 @@ class Plan:
 
 
 def make_plan(
-    catalog: Catalog, ledger: Ledger, storage: Storage, identity: Identity, *, detect_changes: bool
+    catalog: Catalog,
+    ledger: Ledger,
+    storage: Storage,
+    identity: Identity,
+    *,
+    detect_changes: bool,
+    replayed: frozenset[str] = frozenset(),
 ) -> Plan:
     """Compare the catalog with the scores there are.
+
+    Parameters
+    ----------
+    replayed : frozenset of str
+        Reasons of rejects that are to be tried again, however often they were.
 
     Raises
     ------
@@ -70,7 +91,7 @@ def make_plan(
         model_id=identity.model_id,
         columns=["track_id", "audio_version"],
     )
-    return _plan(catalog, scores, ledger.rejects(), storage, identity, detect_changes)
+    return _plan(catalog, scores, ledger.rejects(), storage, identity, detect_changes, replayed)
 
 
 def make_extraction_plan(
@@ -184,14 +205,17 @@ def _plan(
     storage: Storage,
     identity: Identity,
     detect_changes: bool,
+    replayed: frozenset[str] = frozenset(),
 ) -> Plan:
     tracks = catalog.keys
     versions = _versions(tracks, storage) if detect_changes else None
     keys = track_keys(tracks["track_id"], versions)
     is_done = _is_in(keys, done, versions is not None)
-    is_rejected = _is_in(keys, permanent(rejects, identity), versions is not None)
+    is_rejected = _is_in(keys, permanent(rejects, identity, replayed), versions is not None)
     is_rejected = pc.and_not(is_rejected, is_done)
     is_pending = pc.invert(pc.or_(is_done, is_rejected))
+    asked_for = rejects.filter(_has_reason(rejects, replayed))
+    is_replayed = pc.and_(is_pending, _is_in(keys, asked_for, versions is not None))
 
     pending = pa.table(
         {
@@ -206,20 +230,27 @@ def _plan(
         with_versions=versions is not None,
         pending=_with_history(pending, rejects, identity),
         is_done=is_done,
-        n_done=pc.sum(is_done).as_py() or 0,
-        n_rejected=pc.sum(is_rejected).as_py() or 0,
+        is_rejected=is_rejected,
+        n_replayed=pc.sum(is_replayed).as_py() or 0,
     )
 
 
-def permanent(rejects: pa.Table, identity: Identity) -> pa.Table:
-    """Rejects that hold today: not of a passing kind, and tried under today's extraction."""
-    passing, doubtful = (
-        pc.is_in(rejects["reason"], pa.array(sorted(reasons), pa.string()))
-        for reasons in (schema.TRANSIENT_REASONS, schema.DOUBTFUL_REASONS)
-    )
+def permanent(
+    rejects: pa.Table, identity: Identity, replayed: frozenset[str] = frozenset()
+) -> pa.Table:
+    """Rejects that hold today.
+
+    Not of a passing kind, tried under today's extraction, and not asked for by their reason.
+    """
+    passing = _has_reason(rejects, schema.TRANSIENT_REASONS | replayed)
+    doubtful = _has_reason(rejects, schema.DOUBTFUL_REASONS)
     passing = pc.or_(passing, pc.and_(doubtful, pc.less(rejects["attempts"], 2)))
     same = pc.equal(rejects["extraction_id"], identity.extraction_id)
     return rejects.filter(pc.and_(pc.invert(passing), same))
+
+
+def _has_reason(rejects: pa.Table, reasons: frozenset[str]) -> pa.ChunkedArray:
+    return pc.is_in(rejects["reason"], pa.array(sorted(reasons), pa.string()))
 
 
 def reject_counts(plan: Plan, rejects: pa.Table) -> dict[str, int]:

@@ -309,7 +309,12 @@ class Storage:
     # ------------------------------------------------------------------ audio
 
     def read_audio(
-        self, uri: str, *, max_bytes: int, admit: Callable[[int], None] = lambda n_bytes: None
+        self,
+        uri: str,
+        *,
+        max_bytes: int,
+        folders: Sequence[str] | None = None,
+        admit: Callable[[int], None] = lambda n_bytes: None,
     ) -> AudioObject:
         """Read a track's bytes and their version.
 
@@ -319,6 +324,8 @@ class Storage:
         max_bytes : int
         admit : callable
             Called with the number of bytes before they are read, once an attempt; may wait.
+        folders : sequence of str, optional
+            What a local file must lie below, links followed; anywhere by default.
 
         Raises
         ------
@@ -332,7 +339,7 @@ class Storage:
             raise AudioError("not_found", str(error)) from error
         if location.bucket is not None:
             return self._read_audio_s3(location.bucket, location.path, max_bytes, admit)
-        return _read_audio_file(location.path, max_bytes, admit)
+        return _read_audio_file(location.path, max_bytes, folders, admit)
 
     def _read_audio_s3(
         self, bucket: str, key: str, max_bytes: int, admit: Callable[[int], None]
@@ -461,8 +468,12 @@ def _check_size(n_bytes: int, max_bytes: int) -> None:
         raise AudioError("too_large", f"{n_bytes:,} bytes, more than max_bytes={max_bytes:,}")
 
 
-def _read_audio_file(path: str, max_bytes: int, admit: Callable[[int], None]) -> AudioObject:
+def _read_audio_file(
+    path: str, max_bytes: int, folders: Sequence[str] | None, admit: Callable[[int], None]
+) -> AudioObject:
     try:
+        if folders is not None:
+            path = _below(path, folders)
         # Looked at before it is opened: opening a named pipe would wait for ever.
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -483,6 +494,15 @@ def _read_audio_file(path: str, max_bytes: int, admit: Callable[[int], None]) ->
         is_name = error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
         reason = "not_found" if is_name else "storage_error"
         raise AudioError(reason, error.strerror or str(error)) from error
+
+
+def _below(path: str, folders: Sequence[str]) -> str:
+    """The file that a path leads to, links followed; it must lie below one of the folders."""
+    found = os.path.realpath(path)
+    tops = {os.path.realpath(folder) for folder in folders}
+    if not any(os.path.commonpath([found, top]) == top for top in tops):
+        raise AudioError("access_denied", "a link leads out of catalog.allowed_roots")
+    return found
 
 
 def _file_version(path: str) -> str:

@@ -50,6 +50,10 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
             rows.append((target, f"mean {mean:+.2f}, standard deviation {std:.2f}"))
     was = "" if summary.was_published else "  (unchanged, published before)"
     rows += [("enriched", f"{summary.night_uri}{was}"), ("run", summary.run_id)]
+    if outcome.n_rejected:
+        most = max(outcome.n_rejected, key=lambda reason: outcome.n_rejected[reason])
+        again = f"try some again: mer-batch replay CONFIG reason={most}"
+        rows.append(("rejects", f"{summary.rejects_uri}  (a Delta table; {again})"))
     _print_rows(console, rows)
 
 

@@ -27,9 +27,16 @@ Place = tuple[Storage, Location]
 TAKEN = [field.name for field in schema.ENRICHED_FIELDS]
 
 
-def open_catalog(uri: object, storage: Storage | None = None, **config: Any) -> Catalog:
+def open_catalog(
+    uri: object,
+    storage: Storage | None = None,
+    *,
+    taken_names: list[str] | None = None,
+    **config: Any,
+) -> Catalog:
     storage = storage or Storage(StorageConfig())
-    return read_catalog(CatalogConfig(uri=str(uri), **config), storage, taken_names=TAKEN)
+    names = TAKEN if taken_names is None else taken_names
+    return read_catalog(CatalogConfig(uri=str(uri), **config), storage, taken_names=names)
 
 
 def refusal(uri: object, **config: Any) -> str:
@@ -44,7 +51,7 @@ def all_rows(catalog: Catalog) -> pa.Table:
 
 def tracks(n: int, **columns: Any) -> pa.Table:
     """A table of `n` tracks with more columns."""
-    ids, uris = [f"t{i}" for i in range(n)], [f"/music/{i}.mp3" for i in range(n)]
+    ids, uris = [f"t{i}" for i in range(n)], [f"music/{i}.mp3" for i in range(n)]
     return pa.table({"track_id": ids, "audio_uri": uris, **columns})
 
 
@@ -158,8 +165,8 @@ def test_hive_partitions_are_columns(place: Place) -> None:
         )
     catalog = open_catalog(folder.uri, storage)
     assert all_rows(catalog).to_pylist() == [
-        {"track_id": "t0", "audio_uri": "/music/0.mp3", "label": "Blue Note", "year": 2026},
-        {"track_id": "t1", "audio_uri": "/music/1.mp3", "label": "ECM", "year": 2026},
+        {"track_id": "t0", "audio_uri": "music/0.mp3", "label": "Blue Note", "year": 2026},
+        {"track_id": "t1", "audio_uri": "music/1.mp3", "label": "ECM", "year": 2026},
     ]
 
 
@@ -241,7 +248,7 @@ def test_csv_ids_and_versions_are_never_floats(tmp_path: Path) -> None:
         (b"", "Empty"),
         (b"track_id,audio_uri\n", "no rows"),
         (b"track_id,audio_uri\n1,a\n2\n", "Expected 2 columns, got 1"),
-        ("track_id,audio_uri\n1,é\n".encode("latin-1"), "UTF8"),
+        ("track_id,audio_uri\n1,é\n".encode("latin-1"), "line 2 is no UTF-8 (byte 0xe9)"),
         (b"track_id,audio_uri,x,x\n1,a,2,3\n", "several columns of one name: x"),
     ],
 )
@@ -500,7 +507,7 @@ def test_ids_are_taken_exactly_when_all_are_there_and_differ(
         ({"track_id": ["a", "b"], "audio_uri": ["", "/a"]}, ["1 null or empty URIs", "'a'"]),
         (
             {"track_id": list("abcdefg"), "audio_uri": [*(f"gs://b/{i}" for i in range(6)), "/x"]},
-            ["6 URIs whose scheme", "'gs://b/0'", "'gs://b/4', ..."],
+            ["6 URIs whose scheme", "track_id 'a' 'gs://b/0'", "'e' 'gs://b/4', ..."],
         ),
         ({"track_id": [1.5, 2.5], "audio_uri": ["/a", "/b"]}, ["double", "strings or integers"]),
         ({"track_id": [True, False], "audio_uri": ["/a", "/b"]}, ["bool", "strings or integers"]),
@@ -509,7 +516,7 @@ def test_ids_are_taken_exactly_when_all_are_there_and_differ(
         ({"track_id": [1, 2], "audio_uri": [1, 2]}, ["int64", "URIs must be strings"]),
         (
             {"track_id": [1, 2], "uri": ["/a", "/b"]},
-            ["'audio_uri'", "no such column", "track_id, uri"],
+            ["'audio_uri'", "no such column", "'track_id', 'uri'"],
         ),
         (
             {"id": [1], "uri": ["/a"]},
@@ -537,7 +544,10 @@ def test_other_unfit_catalogs(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"track_id": pa.array([2**63], pa.uint64()), "audio_uri": ["/a"]}), path
     )
-    assert "cannot be read as int64" in refusal(path)
+    assert (
+        "1 ids above 2^63 - 1, the first at 9223372036854775808; cast them to strings"
+        in refusal(path)
+    )
     pq.write_table(tracks(2, seconds=["long", "short"]), path)
     assert "cannot be read as double" in refusal(path, duration_column="seconds")
     assert "catalog.version_column='none'" in refusal(path, version_column="none")
@@ -559,7 +569,8 @@ def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     for name in ("track_id", "audio_uri"):
         columns = {"track_id": ["a"], "audio_uri": ["/a"], name: bad}
         pq.write_table(pa.table(columns), tmp_path / "c.parquet")
-        assert "UTF8" in refusal(tmp_path / "c.parquet")
+        words = f"column {name!r}: 1 values that are no UTF-8, the first at row 0"
+        assert words in refusal(tmp_path / "c.parquet")
 
 
 def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
@@ -627,6 +638,155 @@ def test_absolute_uris_stay_as_they_are(tmp_path: Path) -> None:
     assert read[5:] == [f"{tmp_path}/c:d.mp3", f"{tmp_path}/a//b.mp3"]
 
 
+def test_relative_uris_that_climb_are_refused(place: Place) -> None:
+    storage, folder = place
+    uris = ["a.mp3", "../a.mp3", "x/../a.mp3", "x/../../a.mp3", "..", "./a", "a/..b"]
+    table = pa.table({"track_id": range(len(uris)), "audio_uri": uris})
+    put_table(storage, folder.child("deep", "c.parquet"), table)
+    with pytest.raises(CatalogError) as caught:
+        open_catalog(folder.child("deep", "c.parquet").uri, storage)
+    assert str(caught.value) == (
+        "audio column 'audio_uri': 3 relative URIs that lead out of the catalog's folder, the "
+        "first at track_id 1 '../a.mp3', 3 'x/../../a.mp3', 4 '..'; give absolute URIs or set "
+        "catalog.allowed_roots"
+    )
+    allowed = open_catalog(
+        folder.child("deep", "c.parquet").uri, storage, allowed_roots=[folder.uri]
+    ).keys["audio_uri"]
+    deep = folder.child("deep").uri
+    assert allowed.to_pylist()[:4] == [
+        f"{deep}/a.mp3", f"{folder.uri}/a.mp3", f"{deep}/a.mp3", f"{folder.uri}/a.mp3",
+    ]  # fmt: skip
+
+
+def test_no_relative_uri_leads_out_of_a_bucket(s3: Any) -> None:
+    storage, bucket = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "")
+    table = pa.table({"track_id": [1, 2], "audio_uri": ["../other/a.mp3", "x/../a.mp3"]})
+    put_table(storage, bucket.child("c.parquet"), table)
+    with pytest.raises(CatalogError, match=r"1 relative URIs .* track_id 1 '\.\./other/a\.mp3'"):
+        open_catalog(bucket.child("c.parquet").uri, storage)
+
+
+def test_uris_outside_the_allowed_roots_are_refused_with_count_and_first(tmp_path: Path) -> None:
+    uris = ["/music/a", "music/a", "s3://b/p/a", "/etc/passwd", "s3://b/q", "file:///music/%2e%2e"]
+    table = pa.table({"track_id": list("abcdef"), "audio_uri": uris})
+    pq.write_table(table, tmp_path / "c.parquet")
+    message = refusal(tmp_path / "c.parquet", allowed_roots=["/music", "s3://b/p"])
+    assert message == (
+        "audio column 'audio_uri': 4 URIs outside catalog.allowed_roots, the first at track_id "
+        "'b' 'music/a', 'd' '/etc/passwd', 'e' 's3://b/q', 'f' 'file:///music/%2e%2e'; mend them, "
+        "or add a root"
+    )
+    roots = ["/", "s3://b"]
+    assert open_catalog(tmp_path / "c.parquet", allowed_roots=roots).keys.num_rows == 6
+
+
+def test_a_catalog_on_s3_names_no_local_files_unless_it_may(s3: Any) -> None:
+    storage, bucket = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "lib")
+    uris = ["a.mp3", "/etc/passwd", "FILE:///etc/shadow", f"s3://{s3.bucket}/x", "s3a://other/x"]
+    table = pa.table({"track_id": range(5), "audio_uri": uris})
+    put_table(storage, bucket.child("c.parquet"), table)
+    with pytest.raises(CatalogError) as caught:
+        open_catalog(bucket.child("c.parquet").uri, storage)
+    assert "2 local files, in a catalog on S3, the first at track_id 1 '/etc/passwd', 2" in str(
+        caught.value
+    )
+    roots = ["/etc", f"s3://{s3.bucket}", "s3://other"]
+    catalog = open_catalog(bucket.child("c.parquet").uri, storage, allowed_roots=roots)
+    assert catalog.keys.num_rows == 5
+    assert catalog.folders == ("/etc",)
+
+
+def test_roots_hold_for_a_folder_of_audio_too(music: Path) -> None:
+    assert "8 URIs outside" in refusal(music, allowed_roots=["/elsewhere"])
+    assert open_catalog(music, allowed_roots=[str(music)]).keys.num_rows == 8
+    assert open_catalog(music).folders is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "secret"),
+    [
+        ("gs://KEY:SECRET@bucket/a", "SECRET"),
+        ("gs://KEY:SEC/RET+@bucket/a", "RET"),
+        ("ftp://SECRET@host/a", "SECRET"),
+        ("https://host/a?X-Amz-Signature=SECRET", "SECRET"),
+        ("gs://KEY:" + "SECRET" * 500 + "@bucket/a", "SECRET"),
+    ],
+)
+def test_what_opens_a_store_is_not_repeated(tmp_path: Path, uri: str, secret: str) -> None:
+    pq.write_table(pa.table({"track_id": [1], "audio_uri": [uri]}), tmp_path / "c.parquet")
+    message = refusal(tmp_path / "c.parquet")
+    assert "***" in message
+    assert secret not in message
+
+
+# ------------------------------------------------------------------ hostile ids
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["\U0001f3b5", "é", "e\u0301", "\U0010ffff", "\u202e", "Ω", "\u2126", "ﬀ", "ff"],
+        [" ", "\t", "\n", "\r\n", "\u3000", "\u200b"],
+        ["a/b", "../c", "/", "\\", "s3://x/y", "a?b#c"],
+        ["a\0", "a", "\0", "\0a"],
+        ["'", '"', "`", "''; DROP TABLE scores; --", "${x}", "%s", "{0}"],
+        ["a", "A", "1", "01", "1.0", "+1", "null", "NaN"],
+        ["x" * 2**20, "x" * (2**20 - 1) + "y"],
+    ],
+)
+def test_ids_that_differ_in_any_byte_are_other_ids(tmp_path: Path, ids: list[str]) -> None:
+    table = pa.table({"track_id": ids, "audio_uri": [f"{n}.mp3" for n in range(len(ids))]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    catalog = open_catalog(tmp_path / "c.parquet")
+    assert catalog.keys["track_id"].to_pylist() == ids
+    assert all_rows(catalog)["track_id"].to_pylist() == ids
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([decimal.Decimal(1)], pa.decimal128(9, 0)),
+        pa.nulls(1),
+        pa.array([datetime.date(2026, 1, 1)]),
+        pa.array([b"0" * 16], pa.binary(16)),
+        pa.array([{"id": 1}]),
+    ],
+)
+def test_ids_of_other_types_are_refused_with_a_remedy(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"track_id": column, "audio_uri": ["a"]}), tmp_path / "c.parquet")
+    assert "ids must be strings or integers: cast them" in refusal(tmp_path / "c.parquet")
+
+
+def test_messages_are_not_as_long_as_ids(tmp_path: Path) -> None:
+    ids = ["x" * 2**20] * 2
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": ["a", "b"]}), tmp_path / "c.parquet")
+    assert len(refusal(tmp_path / "c.parquet")) < 500
+    pq.write_table(tracks(1, **{f"c{n}": [n] for n in range(5_000)}), tmp_path / "c.parquet")
+    assert len(refusal(tmp_path / "c.parquet", id_column="none")) < 1_000
+
+
+def test_a_version_must_not_hold_what_divides_it_from_the_id(tmp_path: Path) -> None:
+    # Else the first track at version "1\0x" and the second at "1" would be one.
+    ids, versions = ["y", "x\0y"], ["1\0x", "1"]
+    table = pa.table({"track_id": ids, "audio_uri": ["a", "b"], "etag": versions})
+    pq.write_table(table, tmp_path / "c.parquet")
+    message = refusal(tmp_path / "c.parquet", version_column="etag")
+    assert "version column 'etag': 1 versions with a NUL in them, the first at track_id 'y'" in (
+        message
+    )
+
+
+@pytest.mark.parametrize("name", ["valence", "Valence", "TAG_STATUS"])
+def test_a_column_with_one_of_our_names_in_any_case_is_refused(tmp_path: Path, name: str) -> None:
+    pq.write_table(tracks(1, **{name: [1]}), tmp_path / "c.parquet")
+    assert f"columns named {name}; set output.prefix" in refusal(tmp_path / "c.parquet")
+    (tmp_path / f"{name}=1").mkdir()
+    pq.write_table(tracks(1), tmp_path / f"{name}=1" / "p.parquet")
+    (tmp_path / "c.parquet").unlink()
+    assert f"columns named {name}; set output.prefix" in refusal(tmp_path)
+
+
 # ------------------------------------------------------------------ changes
 
 
@@ -641,13 +801,17 @@ def test_the_fingerprint_changes_with_the_files(place: Place) -> None:
     assert open_catalog(folder.child("a.parquet").uri, storage).fingerprint != single
 
 
-@pytest.mark.parametrize("change", ["other ids", "other order", "fewer rows", "cut off", "gone"])
+@pytest.mark.parametrize(
+    "change", ["other ids", "other order", "fewer rows", "cut off", "gone", "other titles"]
+)
 def test_a_catalog_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
     path, n = tmp_path / "c.parquet", 1000
     # Without compression the new file's rows lie where the old one's did: only ids can tell.
     layout = {"compression": "none", "use_dictionary": False}
     ids = [f"t{i:03}" for i in range(n)]
-    pq.write_table(pa.table({"track_id": ids, "audio_uri": ["/a"] * n}), path, **layout)
+    titles = ["old"] * n
+    columns = {"track_id": ids, "audio_uri": ["/a"] * n, "title": titles}
+    pq.write_table(pa.table(columns), path, **layout)
     catalog = open_catalog(path)
     if change == "other ids":
         ids[500] = "new!"
@@ -655,10 +819,32 @@ def test_a_catalog_that_changes_while_it_is_read_is_refused(tmp_path: Path, chan
         ids = ids[::-1]
     if change == "fewer rows":
         ids = ids[:10]
-    pq.write_table(pa.table({"track_id": ids, "audio_uri": ["/a"] * len(ids)}), path, **layout)
+    if change == "other titles":
+        titles = ["new"] * n
+    columns = {"track_id": ids, "audio_uri": ["/a"] * len(ids), "title": titles[: len(ids)]}
+    pq.write_table(pa.table(columns), path, **layout)
     if change == "cut off":
         path.write_bytes(path.read_bytes()[:2000])
     if change == "gone":
         path.unlink()
     with pytest.raises(CatalogError, match="changed while the run read it"):
         all_rows(catalog)
+
+
+def test_a_part_that_is_added_while_the_catalog_is_read_is_for_the_next_run(place: Place) -> None:
+    storage, folder = place
+    put_table(storage, folder.child("a.parquet"), tracks(2))
+    catalog = open_catalog(folder.uri, storage)
+    put_table(storage, folder.child("b.parquet"), tracks(3).slice(2))
+    assert all_rows(catalog).num_rows == 2
+    assert open_catalog(folder.uri, storage).keys.num_rows == 3
+    put_table(storage, folder.child("a.parquet"), tracks(2, title=["new"] * 2))
+    with pytest.raises(CatalogError, match="changed while the run read it"):
+        all_rows(catalog)
+
+
+def test_a_table_that_is_appended_to_is_read_as_it_was(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "t", tracks(2))
+    catalog = open_catalog(tmp_path / "t")
+    write_deltalake(tmp_path / "t", tracks(3).slice(2), mode="append")
+    assert all_rows(catalog).num_rows == 2

@@ -15,7 +15,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_help_names_every_command(run_cli: Run) -> None:
     shown = run_cli("--help")
     assert shown.returncode == 0
-    for command in ("tag", "extract", "train", "evaluate", "labels", "demo"):
+    for command in ("tag", "replay", "extract", "train", "evaluate", "labels", "demo"):
         assert command in shown.stdout
 
 
@@ -37,6 +37,11 @@ def test_help_imports_neither_ray_nor_torch() -> None:
         (["tag", "{config}", "nonsense"], "section.key=value"),
         (["tag", "{config}", "catalog.uri=no-such-folder"], "no such file or folder"),
         (["tag", "{config}", "model.uri=no-such-model"], "no-such-model/card.json"),
+        (["tag", "{config}", "catalog.allowed_roots=[/none]"], "8 URIs outside catalog.allowed_r"),
+        (["tag", "{config}", "catalog.allowed_roots=['gs://b']"], "catalog.allowed_roots: uri="),
+        (["replay", "{config}"], "reason is missing"),
+        (["replay", "{config}", "reason=time_out"], "did you mean 'timeout'"),
+        (["replay", "{config}", "reason=all", "catalog.ur=x"], "did you mean 'catalog.uri'"),
     ],
 )
 def test_what_is_wrong_is_refused_in_words(

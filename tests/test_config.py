@@ -19,6 +19,7 @@ from mer_batch.config import (
     TagConfig,
     load_config,
     parse_config,
+    take_reasons,
 )
 from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import feature_set
@@ -267,3 +268,45 @@ def test_features_follow_the_configuration() -> None:
     assert FeaturesConfig().feature_set() == feature_set("log_mel")
     with pytest.raises(ConfigError, match="must be one of log_mel, paper"):
         FeaturesConfig(name="mel").feature_set()
+
+
+# ------------------------------------------------------------------ replay
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reasons", "rest"),
+    [
+        (["reason=timeout"], {"timeout"}, []),
+        (
+            ["a.b=1", "reason=timeout, silent", "reason=empty"],
+            {"timeout", "silent", "empty"},
+            ["a.b=1"],
+        ),
+        (["reason=all"], set(schema.REASONS), []),
+        (["reason=timeout,all"], set(schema.REASONS), []),
+        (["reason="], set(), []),
+        (["a.reason=x"], set(), ["a.reason=x"]),
+        ([], set(), []),
+    ],
+)
+def test_reasons_are_taken_out_of_the_overrides(
+    overrides: list[str], reasons: set[str], rest: list[str]
+) -> None:
+    assert take_reasons(overrides) == (frozenset(reasons), rest)
+
+
+def test_a_reason_that_is_none_is_refused_with_the_closest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        take_reasons(["reason=time_out,silent,noise"])
+    message = str(caught.value)
+    assert "reason='time_out' must be one of not_found, " in message
+    assert "did you mean 'timeout'?" in message
+    assert "reason='noise' must be one of" in message
+
+
+def test_allowed_roots_are_a_list_that_is_not_empty(config_file: Path) -> None:
+    config = load_config(TagConfig, config_file, ["catalog.allowed_roots=[/music, s3://b/p]"])
+    assert config.catalog.allowed_roots == ["/music", "s3://b/p"]
+    assert load_config(TagConfig, config_file).catalog.allowed_roots is None
+    for value in ("[]", "/music", "['']", "{a: b}"):
+        assert "catalog.allowed_roots" in refusal(config_file, f"catalog.allowed_roots={value}")

@@ -88,8 +88,17 @@ class Bench:
         id_type = pa.string() if isinstance(tracks[0][0], str) else pa.int64()
         self.ledger.merge_rejects(reject_rows(rows, id_type))
 
-    def plan(self, catalog: Catalog, identity: Identity = TODAY, *, detect: bool = True) -> Plan:
-        return make_plan(catalog, self.ledger, self.storage, identity, detect_changes=detect)
+    def plan(
+        self,
+        catalog: Catalog,
+        identity: Identity = TODAY,
+        *,
+        detect: bool = True,
+        replayed: frozenset[str] = frozenset(),
+    ) -> Plan:
+        return make_plan(
+            catalog, self.ledger, self.storage, identity, detect_changes=detect, replayed=replayed
+        )
 
 
 @pytest.fixture
@@ -218,6 +227,30 @@ def test_every_extraction_has_its_own_history_of_a_track(bench: Bench) -> None:
     third = bench.plan(catalog, Identity("h", "m", "third")).pending
     assert third["track_id"].to_pylist() == ["a", "b"], "once each"
     assert third["attempts"].to_pylist() == [5, 1], "the latest that is known"
+
+
+@pytest.mark.parametrize("detect", [True, False])
+def test_rejects_are_replayed_by_their_reason(bench: Bench, detect: bool) -> None:
+    bench.reject(("a", "1", "silent"), ("b", "1", "too_long"), ("c", "1", "timeout"))
+    bench.reject(("d", "1", "storage_error"), ("done", "1", "silent"))
+    bench.reject(("e", "1", "silent"), identity=Identity("f", "m", "other"))
+    bench.reject(("f", "1", "silent"), product="features")
+    bench.score(("done", "1"))
+    catalog = bench.catalog(dict.fromkeys([*"abcdef", "done", "new"], "1"))
+
+    def replayed(*reasons: str) -> tuple[list[Any], int, int]:
+        plan = bench.plan(catalog, detect=detect, replayed=frozenset(reasons))
+        return pending(plan), plan.n_replayed, plan.n_rejected
+
+    assert replayed() == (["d", "e", "new"], 0, 4)
+    assert replayed("silent") == (["a", "d", "e", "f", "new"], 3, 2)
+    assert replayed("too_long", "timeout") == (["b", "c", "d", "e", "new"], 2, 2)
+    assert replayed("storage_error") == (["d", "e", "new"], 1, 4)
+    assert replayed("not_found") == (["d", "e", "new"], 0, 4)
+    assert replayed(*schema.REASONS) == ([*"abcdef", "new"], 6, 0)
+    plan = bench.plan(catalog, detect=detect, replayed=frozenset({"silent"}))
+    assert plan.pending["attempts"].to_pylist() == [2, 2, 2, 2, 0]
+    assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4 + [None]
 
 
 def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: Bench) -> None:

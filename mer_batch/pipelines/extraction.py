@@ -14,7 +14,7 @@ from mer_batch.config import ExtractConfig
 from mer_batch.pipelines.fleet import even_blocks
 from mer_batch.pipelines.session import Session, no_refusal, opened
 from mer_batch.pipelines.work import Work
-from mer_batch.plan import Plan, make_extraction_plan, reject_counts
+from mer_batch.plan import Plan, make_extraction_plan, permanent, reject_counts
 from mer_batch.schema import Identity
 from mer_batch.shards import Features
 from mer_batch.storage import Storage
@@ -98,6 +98,7 @@ def _job(config: ExtractConfig, session: Session, product: Features) -> Job:
         identity=Identity.of(product.feature_set.features_id, "", asdict(limits)),
         product=product,
         limits=limits,
+        folders=session.catalog.folders,
     )
 
 
@@ -122,14 +123,15 @@ def _work(config: ExtractConfig, session: Session, job: Job, plan: Plan) -> Work
     """Extract what is pending and commit it."""
     # Over the whole catalog: running a sick one twice does not get round it.
     budget = Budget(
-        plan.n_done + plan.n_rejected,
-        plan.n_rejected,
+        len(plan.keys),
         config.max_reject_rate,
+        plan.n_done + plan.n_rejected,
+        reject_counts(plan, permanent(session.ledger.rejects(), job.identity)),
         scope="tracks of the catalog",
         consequence="What was extracted is kept",
     )
     n_pending = len(plan.pending)
-    work = Work(session, job, budget, n_pending)
+    work = Work(session, job, budget)
     if n_pending == 0:
         session.console.print("nothing to decode: every track has its features already")
         return work

@@ -26,13 +26,15 @@ from mer_batch.enrich import (
     publish,
     read_marker,
 )
+from mer_batch.errors import ConfigError
+from mer_batch.ledger import reject_reasons
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
 from mer_batch.pipelines.session import Session, no_refusal, opened
 from mer_batch.pipelines.work import Stage, Work
 from mer_batch.plan import Plan, make_plan, with_features
 from mer_batch.run import iso_now
 from mer_batch.schema import Identity, content_id
-from mer_batch.storage import Location, Storage
+from mer_batch.storage import Location, Storage, parse_uri
 from mer_batch.tag import Scores
 
 # Re-scoring so many takes the driver as long as Ray and its workers take to start.
@@ -56,6 +58,8 @@ class TagSummary:
     outcome : Outcome
     night_uri : str
         Where the enriched catalog lies.
+    rejects_uri : str
+        Where the table of rejects lies.
     was_published : bool
         False where the same night was there already.
     seconds, work_seconds : float
@@ -68,13 +72,43 @@ class TagSummary:
     n_rescored: int
     outcome: Outcome
     night_uri: str
+    rejects_uri: str
     was_published: bool
     seconds: float
     work_seconds: float
 
 
-def run(config: TagConfig, console: Console) -> TagSummary:
+def replay(config: TagConfig, console: Console, reasons: frozenset[str]) -> TagSummary:
+    """Try rejects of some reasons again, and all that is pending, and publish the night.
+
+    Raises
+    ------
+    ConfigError
+        Where no reason is named: with those that the output's rejects have.
+    MerBatchError
+        As :func:`run`.
+    """
+    if not reasons:
+        counts = reject_reasons(Storage(config.storage), parse_uri(config.output.uri))
+        there = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+        raise ConfigError(
+            "reason is missing: say which rejects to try again, as reason=REASON[,REASON...] or "
+            f"reason=all; {config.output.uri} holds {there or 'no rejects'}"
+        )
+    return run(config, console, replayed=reasons)
+
+
+def run(
+    config: TagConfig, console: Console, *, replayed: frozenset[str] = frozenset()
+) -> TagSummary:
     """Score every pending track of a catalog and publish the night.
+
+    Parameters
+    ----------
+    config : TagConfig
+    console : Console
+    replayed : frozenset of str
+        Reasons of rejects that are tried again, however often they were.
 
     Raises
     ------
@@ -94,13 +128,13 @@ def run(config: TagConfig, console: Console) -> TagSummary:
     with opened(config, console, storage, catalog, product="scores") as session:
         job = _job(config, session, checkpoint)
         session.sweep()
-        plan = _plan(config, session, job)
+        plan = _plan(config, session, job, replayed)
         rescored, decoded = _work(config, session, job, plan, checkpoint)
         with session.signals.deferred(), no_refusal():
             outcome, folder, is_new = _publish(config, session, job, plan)
         return TagSummary(
             session.run.run_id, len(plan.keys), decoded.n_done + decoded.n_rejected,
-            rescored.n_done, outcome, folder.uri, is_new,
+            rescored.n_done, outcome, folder.uri, session.output.child("rejects").uri, is_new,
             time.monotonic() - began, decoded.seconds,
         )  # fmt: skip
 
@@ -115,19 +149,25 @@ def _job(config: TagConfig, session: Session, checkpoint: Checkpoint) -> Job:
         identity=Identity.of(features_id, checkpoint.model_id, asdict(limits)),
         product=Scores(checkpoint.card_json, checkpoint.weights, checkpoint.model_id),
         limits=limits,
+        folders=session.catalog.folders,
     )
 
 
-def _plan(config: TagConfig, session: Session, job: Job) -> Plan:
+def _plan(config: TagConfig, session: Session, job: Job, replayed: frozenset[str]) -> Plan:
     plan = make_plan(
         session.catalog,
         session.ledger,
         session.storage,
         job.identity,
         detect_changes=session.detects_changes,
+        replayed=replayed,
     )
     session.run.manifest.update(model={"uri": config.model.uri, **asdict(job.identity)})
     session.announce(plan)
+    if replayed:
+        reasons = sorted(replayed)
+        session.run.manifest.update(replayed={"reasons": reasons, "n_tracks": plan.n_replayed})
+        session.say(f"{plan.n_replayed:,} rejects to replay ({', '.join(reasons)})")
     return plan
 
 
@@ -139,7 +179,7 @@ def _work(
 ) -> tuple[Stage, Stage]:
     """Score what is pending and commit it: from features where they are there, else from audio."""
     rescored = decoded = Stage(0, 0, [], 0.0)
-    work = Work(session, job, _budget(config, session, job, plan), len(plan.pending))
+    work = Work(session, job, _budget(config, session, job, plan))
     if len(plan.pending) == 0:
         session.console.print("nothing to decode: every track has its outcome already")
         return rescored, decoded
@@ -214,12 +254,11 @@ def _damaged(session: Session, plan: Plan, rescored: Stage) -> pa.Table:
 
 
 def _budget(config: TagConfig, session: Session, job: Job, plan: Plan) -> Budget:
-    latest = last_published(session.storage, session.output)
     return open_budget(
         plan,
         session.ledger,
         job.identity,
-        last_published=latest["published_at"] if latest else None,
+        latest=last_published(session.storage, session.output),
         max_reject_rate=config.max_reject_rate,
     )
 

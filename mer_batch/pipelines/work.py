@@ -53,8 +53,6 @@ class Work:
     session : Session
     job : Job
     budget : Budget
-    n_tracks : int
-        Tracks that this run tries in all.
 
     Attributes
     ----------
@@ -71,16 +69,16 @@ class Work:
         Where it is exceeded already.
     """
 
-    def __init__(self, session: Session, job: Job, budget: Budget, n_tracks: int) -> None:
+    def __init__(self, session: Session, job: Job, budget: Budget) -> None:
         self.n_done = self.n_rows = self.n_bytes = 0
         self.rejects: Counter[str] = Counter()
         self.seconds = 0.0
         self._session = session
         self._job = job
         self._budget = budget
-        self._n_tracks = n_tracks
+        self._counted: Counter[str] = Counter()  # the rejects that the budget counts
         self._committer = Committer(session, job)
-        budget.check(n_tracks, {})
+        self._check_budget()
 
     def __enter__(self) -> Work:
         return self
@@ -174,7 +172,14 @@ class Work:
         self.rejects.update(reasons)
         self._committer.add(report)
         progress.add(report.n_done, reasons)
-        self._budget.check(self._n_tracks, self.rejects)
+        counts = self._budget.counts
+        self._counted.update(r["reason"] for r in report.rejects if counts(r["first_seen"]))
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        standing = self._budget.standing(self.n_done, self._counted)
+        self._session.run.manifest.update(budget=standing)
+        self._budget.check(self.n_done, self._counted)
 
 
 def _n_cpus() -> int:

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 from rich.console import Console
 
 from mer_batch.config import ExtractConfig, TagConfig, parse_config
+from mer_batch.summary import print_tag_summary
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +62,23 @@ def table(folder: Path) -> pa.Table:
 
 @pytest.fixture
 def tag(local_ray: None, tmp_path: Path) -> Callable[..., Tagged]:
-    """Run the job in this process: ``tag(catalog=..., **sections)``."""
+    """Run the job in this process: ``tag(catalog=..., **sections)``.
+
+    With ``replayed`` the rejects of these reasons are tried again.
+    """
     from mer_batch.pipelines import tagging
 
-    def run(catalog: object, **sections: Any) -> Tagged:
+    def run(catalog: object, *, replayed: frozenset[str] | None = None, **sections: Any) -> Tagged:
         catalog = catalog if isinstance(catalog, dict) else {"uri": str(catalog)}
         content = {"catalog": catalog, "output": {"uri": str(tmp_path / "out")}, **sections}
         text = io.StringIO()
         console = Console(file=text, soft_wrap=True, highlight=False, markup=False)
-        summary = tagging.run(parse_config(TagConfig, content, origin="test"), console)
+        config = parse_config(TagConfig, content, origin="test")
+        if replayed is None:
+            summary = tagging.run(config, console)
+        else:
+            summary = tagging.replay(config, console, replayed)
+        print_tag_summary(console, summary)
         return Tagged(Path(content["output"]["uri"]), summary, text.getvalue())
 
     return run
