@@ -134,7 +134,7 @@ class Run:
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into :class:`Interrupted`, but not in the middle of a commit.
+    """Turns SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, but not amid a commit.
 
     A context for the main thread; elsewhere it does nothing.
     """
@@ -153,7 +153,7 @@ class StopSignals:
     def install(self) -> None:
         """Put the handlers in place, again if another library has replaced them."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            for number in (*stop_signals(), signal.SIGALRM):
                 replaced = signal.signal(number, self._handle)
                 self._previous.setdefault(number, replaced)
 
@@ -166,6 +166,8 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if is_stop(error):
+            if isinstance(error, SystemExit):
+                self._requested = signal.SIGTERM.name
             raise self._interrupted() from error
 
     @property
@@ -233,6 +235,14 @@ class StopSignals:
         if not self._deferred and not raised_before:
             # No subclass of Exception: library code must not catch it on the way.
             raise KeyboardInterrupt
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask a process to stop; not the terminal's end where `nohup` has said so."""
+    asked = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    return asked
 
 
 def is_stop(error: BaseException | None) -> bool:

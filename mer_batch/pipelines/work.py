@@ -152,15 +152,19 @@ class Work:
         signals = self._session.signals
         left_ids: list[Any] = []
         with signals.graceful(_GRACE_SECONDS):
-            for report in reports:
-                if report is None:
-                    self._committer.commit_if_due()
-                    continue
-                self._add(report, progress)
-                left_ids += report.left_ids
-                n_in_hand -= signals.was_asked
-                if n_in_hand == 0:
-                    break
+            try:
+                for report in reports:
+                    if report is None:
+                        self._committer.commit_if_due()
+                        continue
+                    self._add(report, progress)
+                    left_ids += report.left_ids
+                    n_in_hand -= signals.was_asked
+                    if n_in_hand == 0:
+                        break
+            except fleet.FleetError:
+                if not signals.was_asked:  # whoever stops us may stop Ray at the same moment
+                    raise
             if signals.was_asked:
                 signals.stop()
         seconds = time.monotonic() - began
@@ -196,5 +200,5 @@ class FleetWork:
 
     def run(self, work: fleet.Work, blocks: Iterator[pa.Table]) -> Stage:
         """Do blocks as tasks."""
-        reports = fleet.stream(work, self._job, blocks)
+        reports = fleet.stream(work, self._job, blocks, say=self._work._session.say)
         return self._work._take(reports, self._progress, n_in_hand=self.n_cpus)
