@@ -1,6 +1,6 @@
-"""``mer-batch``, ``python -m mer_batch`` and the jobs begin here: ready to be stopped from the start.
+"""``mer-batch``, ``python -m mer_batch`` and the jobs begin here.
 
-What takes time to import is imported after that.
+They can be stopped from the first moment: what takes time to import is imported after that.
 """
 
 import os

@@ -136,7 +136,7 @@ def _wait_until_unpacked() -> None:
     moment (Ray 2.60). A worker that starts in that moment would never find our modules again: that
     is what is mended here.
     """
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     # Not a function of this module: it must run where the module cannot be imported.
     look_again = ray.remote(num_cpus=0)(lambda: importlib.invalidate_caches())
     looked = [

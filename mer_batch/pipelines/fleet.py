@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -51,9 +52,8 @@ def stream(
         What a task has raised of ours.
     """
     # A decoder that does not start on one machine may start on another.
-    task = ray.remote(
-        num_cpus=1, max_retries=_MAX_TASK_RETRIES, retry_exceptions=[ChildStartError]
-    )(work)
+    tries_again: Any = [ChildStartError]  # Ray's own annotation knows no lists
+    task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES, retry_exceptions=tries_again)(work)
     shared = ray.put(job)
     numbered = enumerate(blocks)
     in_flight: list[ray.ObjectRef[BlockReport]] = []

@@ -20,8 +20,9 @@ from mer_batch.pipelines.cluster import connected
 from mer_batch.pipelines.session import Committer, Session, no_refusal
 from mer_batch.progress import TrackProgress
 
-# Asked to stop, a run finishes the blocks in hand, for as long as a pre-empted node is given.
-_GRACE_SECONDS = 15.0
+# Asked to stop, a run finishes the blocks in hand for so long: of the 30 s that a pre-empted node
+# is given, the last commit and Ray's end take the rest.
+_GRACE_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
