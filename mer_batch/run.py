@@ -13,7 +13,7 @@ import json
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -36,6 +36,8 @@ class Run:
     config : BaseModel
         Kept as resolved in ``config.yaml``.
     lease_seconds : float
+    tell : callable
+        Told, besides the log, what the lease is waiting for.
 
     Attributes
     ----------
@@ -47,19 +49,29 @@ class Run:
         Filled by the job; written as ``manifest.json``.
     log : list of str
         Written as ``log``.
+    may_leave_parts : bool
+        Set where a worker that was given up may still write: the next run looks for what it left.
     """
 
     def __init__(
-        self, storage: Storage, output: Location, config: BaseModel, *, lease_seconds: float
+        self,
+        storage: Storage,
+        output: Location,
+        config: BaseModel,
+        *,
+        lease_seconds: float,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.started_at = utc_now()
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.manifest: dict[str, Any] = {}
         self.log: list[str] = []
+        self.may_leave_parts = False
         self._storage = storage
         self._output = output
         self._config = config
         self._lease_seconds = lease_seconds
+        self._tell = tell
         self._folder = output.child("runs", self.run_id)
         self._mark = output.child("runs", "_open", self.run_id)
 
@@ -69,6 +81,7 @@ class Run:
             self._output.child("runs", "_lease.json"),
             self.run_id,
             seconds=self._lease_seconds,
+            say=self._say_at_once,
         )
         try:
             self._storage.write(self._mark, b"")
@@ -87,7 +100,7 @@ class Run:
     ) -> None:
         try:
             self._write_traces(error)
-            if error is None:
+            if error is None and not self.may_leave_parts:
                 self._storage.delete(self._mark)
         finally:
             self.lease.release()
@@ -106,6 +119,10 @@ class Run:
     def say(self, line: str) -> None:
         """Add a line to the run's log."""
         self.log.append(f"{utc_now():%Y-%m-%d %H:%M:%SZ} {line}")
+
+    def _say_at_once(self, line: str) -> None:
+        self.say(line)
+        self._tell(line)
 
     def _write_traces(self, error: BaseException | None) -> None:
         finished_at = utc_now()

@@ -96,6 +96,11 @@ def _fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
         ) from error
 
 
+def has_lost_nodes() -> bool:
+    """Whether the cluster has given nodes up: one that only slept may still write a part."""
+    return any(not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
 def even_blocks(
     pending: pa.Table, n_cpus: int, *, most: int = MAX_BLOCK_TRACKS
 ) -> Iterator[pa.Table]:

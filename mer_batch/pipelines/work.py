@@ -202,4 +202,7 @@ class FleetWork:
     def run(self, work: fleet.Work, blocks: Iterator[pa.Table]) -> Stage:
         """Do blocks as tasks."""
         reports = fleet.stream(work, self._job, blocks, say=self._work._session.say)
-        return self._work._take(reports, self._progress, n_in_hand=self.n_cpus)
+        stage = self._work._take(reports, self._progress, n_in_hand=self.n_cpus)
+        run = self._work._session.run
+        run.may_leave_parts = run.may_leave_parts or fleet.has_lost_nodes()
+        return stage
