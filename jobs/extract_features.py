@@ -3,9 +3,7 @@
 ray job submit --working-dir . -- python jobs/extract_features.py configs/extract.yaml [key=value]
 """
 
-import sys
-
-from mer_batch.cli import run_command
+from mer_batch.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(["extract", *sys.argv[1:]]))
+    main("extract")

@@ -144,8 +144,3 @@ def run_command(arguments: list[str]) -> int:
         print(f"mer-batch: {words}; see mer-batch --help", file=sys.stderr)
         return 2
     return 0
-
-
-def entry_point() -> None:
-    """The ``mer-batch`` console script."""
-    raise SystemExit(run_command(sys.argv[1:]))

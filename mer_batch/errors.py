@@ -9,11 +9,12 @@
     │   ├── CheckpointError
     │   ├── DatasetError
     │   ├── FeaturesError
-    │   └── StorageError
+    │   ├── StorageError
+    │   └── ClusterError
     ├── TrainingError           a network cannot go on learning               (exit 1)
     ├── ErrorBudgetExceeded     too many rejects: nothing was published       (exit 3)
     ├── LeaseError              another run holds, or took over, the output   (exit 4)
-    ├── Interrupted             SIGINT or SIGTERM; finished work is committed (exit 130)
+    ├── Interrupted             SIGINT, SIGTERM or SIGHUP; finished work is kept (exit 130)
     └── AudioError              one track cannot be scored: becomes a reject row
 """
 
@@ -56,6 +57,10 @@ class FeaturesError(RefusedError):
 
 class StorageError(RefusedError):
     """A URI cannot be read or written."""
+
+
+class ClusterError(RefusedError):
+    """Ray cannot be started on this machine."""
 
 
 class TrainingError(MerBatchError):

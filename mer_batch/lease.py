@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -21,10 +22,13 @@ from mer_batch.errors import LeaseError, StorageError
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
+# How often a lease is looked at whose times cannot be believed [s].
+_LOOK_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class _Holder:
-    """What the lease file says."""
+    """What the lease file says; earlier versions did not write `seconds`."""
 
     run_id: str
     generation: int
@@ -34,6 +38,7 @@ class _Holder:
     process_started: float
     expires_at: float
     released: bool = False
+    seconds: float | None = None
 
 
 def lease_location(output: Location) -> Location:
@@ -63,6 +68,8 @@ class Lease:
     run_id : str
     seconds : float
         How long it lasts without being renewed [s].
+    say : callable
+        Told what is waited for.
 
     Raises
     ------
@@ -71,16 +78,24 @@ class Lease:
     """
 
     def __init__(
-        self, storage: Storage, location: Location, run_id: str, *, seconds: float
+        self,
+        storage: Storage,
+        location: Location,
+        run_id: str,
+        *,
+        seconds: float,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._storage = storage
         self._location = location
         self._seconds = seconds
+        self._say = say
         self._token, generation = self._vacant(run_id)
         me = os.getpid()
         self._holder = _Holder(
-            run_id, generation, socket.gethostname(), _machine(), me, _started(me), 0.0
-        )
+            run_id, generation, socket.gethostname(), _machine(), me, _started(me), 0.0,
+            seconds=seconds,
+        )  # fmt: skip
         reach("lease_to_take")
         if not self._put(released=False):
             raise LeaseError(f"{location.uri}: another run took the lease at the same moment")
@@ -134,13 +149,35 @@ class Lease:
                 f"the lease {self._location.uri} cannot be read: {error}; make sure that no run is "
                 "at work on this output, then delete it"
             ) from error
-        if not holder.released and _is_alive(holder):
-            left = holder.expires_at - time.time()
+        if not holder.released and self._is_alive(holder, token):
+            left = max(0.0, holder.expires_at - time.time())
             raise LeaseError(
                 f"run {holder.run_id} on {holder.host} (process {holder.pid}) holds the lease "
                 f"{self._location.uri} for another {left:.0f} s; wait for it, or stop it"
             )
         return token, holder.generation + 1
+
+    def _is_alive(self, holder: _Holder, token: str) -> bool:
+        if holder.machine == _machine() and not _runs_here(holder):
+            return False  # a killed holder need not be waited for
+        left = holder.expires_at - time.time()
+        if holder.seconds is None or 0 < left <= 2 * holder.seconds:
+            return left > 0
+        return self._is_renewed(holder, holder.seconds, token)
+
+    def _is_renewed(self, holder: _Holder, seconds: float, token: str) -> bool:
+        """Watch a lease for its length by our own watch: its clock, or ours, may be wrong."""
+        self._say(
+            f"run {holder.run_id} on {holder.host} has left a lease that is overdue, or was "
+            f"written by another clock: looking for {seconds:.0f} s whether it is renewed"
+        )
+        began = time.monotonic()
+        while time.monotonic() - began <= seconds:
+            time.sleep(min(_LOOK_SECONDS, seconds / 4))
+            present = self._storage.read_with_token(self._location)
+            if present is None or present[1] != token:
+                return True
+        return False
 
     def _put(self, *, released: bool) -> bool:
         started = time.monotonic()
@@ -174,12 +211,8 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _is_alive(holder: _Holder) -> bool:
-    if holder.expires_at <= time.time():
-        return False
-    if holder.machine != _machine():
-        return True
-    # On this machine a killed holder need not be waited for.
+def _runs_here(holder: _Holder) -> bool:
+    """Whether the holder's process is alive on this machine."""
     try:
         if psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE:
             return False  # killed, and its parent has not taken note yet

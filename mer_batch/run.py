@@ -13,7 +13,7 @@ import json
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -37,6 +37,8 @@ class Run:
     config : BaseModel
         Kept as resolved in ``config.yaml``.
     lease_seconds : float
+    tell : callable
+        Told, besides the log, what the lease is waiting for.
 
     Attributes
     ----------
@@ -48,19 +50,29 @@ class Run:
         Filled by the job; written as ``manifest.json``.
     log : list of str
         Written as ``log``.
+    may_leave_parts : bool
+        Set where a worker that was given up may still write: the next run looks for what it left.
     """
 
     def __init__(
-        self, storage: Storage, output: Location, config: BaseModel, *, lease_seconds: float
+        self,
+        storage: Storage,
+        output: Location,
+        config: BaseModel,
+        *,
+        lease_seconds: float,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.started_at = utc_now()
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.manifest: dict[str, Any] = {}
         self.log: list[str] = []
+        self.may_leave_parts = False
         self._storage = storage
         self._output = output
         self._config = config
         self._lease_seconds = lease_seconds
+        self._tell = tell
         self._folder = output.child("runs", self.run_id)
         self._mark = output.child("runs", "_open", self.run_id)
 
@@ -70,6 +82,7 @@ class Run:
             lease_location(self._output),
             self.run_id,
             seconds=self._lease_seconds,
+            say=self._say_at_once,
         )
         try:
             self._storage.write(self._mark, b"")
@@ -92,7 +105,7 @@ class Run:
             reach("traces_to_write")
             self._write_traces(error)
             reach("traces_written")
-            if error is None:
+            if error is None and not self.may_leave_parts:
                 self._storage.delete(self._mark)
                 reach("mark_removed")
         finally:
@@ -112,6 +125,10 @@ class Run:
     def say(self, line: str) -> None:
         """Add a line to the run's log."""
         self.log.append(f"{utc_now():%Y-%m-%d %H:%M:%SZ} {line}")
+
+    def _say_at_once(self, line: str) -> None:
+        self.say(line)
+        self._tell(line)
 
     def _write_traces(self, error: BaseException | None) -> None:
         finished_at = utc_now()
@@ -140,7 +157,7 @@ class Run:
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into :class:`Interrupted`, but not in the middle of a commit.
+    """Turns SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, but not amid a commit.
 
     A context for the main thread; elsewhere it does nothing.
     """
@@ -159,7 +176,7 @@ class StopSignals:
     def install(self) -> None:
         """Put the handlers in place, again if another library has replaced them."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            for number in (*stop_signals(), signal.SIGALRM):
                 replaced = signal.signal(number, self._handle)
                 self._previous.setdefault(number, replaced)
 
@@ -172,6 +189,8 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if is_stop(error):
+            if isinstance(error, SystemExit):
+                self._requested = signal.SIGTERM.name
             raise self._interrupted() from error
 
     @property
@@ -239,6 +258,14 @@ class StopSignals:
         if not self._deferred and not raised_before:
             # No subclass of Exception: library code must not catch it on the way.
             raise KeyboardInterrupt
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask a process to stop; not the terminal's end where `nohup` has said so."""
+    asked = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    return asked
 
 
 def is_stop(error: BaseException | None) -> bool:

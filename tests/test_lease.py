@@ -12,27 +12,33 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from mer_batch.config import StorageConfig
 from mer_batch.errors import LeaseError, StorageError
 from mer_batch.lease import Lease
-from mer_batch.storage import Location, Storage
+from mer_batch.storage import Location, Storage, parse_uri
 
 Place = tuple[Storage, Location]
 
 _HOLDER = """
-import sys, time
+import sys
 from mer_batch.config import StorageConfig
 from mer_batch.lease import Lease
 from mer_batch.storage import Storage, parse_uri
 endpoint = sys.argv[2] or None
-Lease(Storage(StorageConfig(endpoint_url=endpoint)), parse_uri(sys.argv[1]), "other", seconds=600)
+Lease(Storage(StorageConfig(endpoint_url=endpoint)), parse_uri(sys.argv[1]), "other",
+      seconds=float(sys.argv[3]))
 print("held", flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
+
+# Another clock for a process: Debian's package `faketime`.
+_FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 def lease_file(place: Place) -> Location:
@@ -67,8 +73,8 @@ def plant(place: Place, **changes: object) -> None:
 def other_holder(place: Place, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that holds the lease."""
     endpoint = request.getfixturevalue("s3").endpoint if place[1].is_s3 else ""
-    command = [sys.executable, "-c", _HOLDER, lease_file(place).uri, endpoint]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", _HOLDER, lease_file(place).uri, endpoint, "600"]
+    with holding(command) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "held\n"
@@ -163,6 +169,50 @@ def test_the_lease_of_another_machine_is_waited_for(place: Place) -> None:
     lease.release()
 
 
+@pytest.mark.parametrize("off_seconds", [-3600, 3600])
+def test_a_lease_whose_times_make_no_sense_is_watched(place: Place, off_seconds: int) -> None:
+    said: list[str] = []
+    plant(place, expires_at=time.time() + off_seconds, seconds=1)
+    lease = Lease(place[0], lease_file(place), "ours", seconds=60, say=said.append)
+    assert lease.generation == 8
+    assert len(said) == 1
+    assert "run planted on elsewhere" in said[0]
+    lease.release()
+
+
+def test_what_the_clock_says_is_believed_where_it_makes_sense(place: Place) -> None:
+    said: list[str] = []
+    plant(place, expires_at=time.time() + 500, seconds=600)
+    with pytest.raises(LeaseError, match="run planted on elsewhere"):
+        Lease(place[0], lease_file(place), "ours", seconds=60, say=said.append)
+    assert not said, "it was not waited for"
+
+
+@pytest.mark.skipif(_FAKETIME is None, reason="needs faketime: another clock")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a machine of its own, by `unshare`")
+@pytest.mark.parametrize("clock", ["-1h", "+1h"])
+def test_a_holder_elsewhere_whose_clock_is_off_is_neither_robbed_nor_waited_for(
+    tmp_path: Path, clock: str
+) -> None:
+    place = Storage(StorageConfig()), parse_uri(str(tmp_path))
+    # In a namespace of processes of its own it is on another machine, for all that we can tell.
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    command += [sys.executable, "-c", _HOLDER, lease_file(place).uri, "", "2"]
+    other_clock = {"FAKETIME": clock, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    with holding(command, LD_PRELOAD=str(_FAKETIME), **other_clock) as process:
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != "held\n":
+                pytest.skip("processes cannot be set apart here")
+            assert abs(content(place)["expires_at"] - time.time()) > 3000
+            with pytest.raises(LeaseError, match="run other on"):
+                take(place, "robber")
+        finally:
+            process.kill()
+    # Dead now, though its lease may say that it lasts for another hour.
+    take(place, "heir").release()
+
+
 def test_a_released_lease_of_another_machine_is_free(place: Place) -> None:
     plant(place, released=True)
     take(place).release()
@@ -209,6 +259,17 @@ def test_a_damaged_lease_is_refused_with_a_remedy(place: Place, text: bytes) -> 
     place[0].write(lease_file(place), text)
     with pytest.raises(LeaseError, match="make sure that no run is at work"):
         take(place)
+
+
+def holding(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a holder: it holds until its standard input is closed, or it is killed."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
 def wait_until(condition: Any) -> None:

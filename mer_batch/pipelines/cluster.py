@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 # Set before ray is imported: it reads them then.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mer_batch.config import RayConfig
-from mer_batch.errors import ConfigError
+from mer_batch.errors import ClusterError, ConfigError
 
 # Only names of parts and reject rows pass through the object store, never audio or features.
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
+
+
+# How long nodes may take to unpack a job's files, and a cluster to answer at all [s].
+_UNPACK_SECONDS = 60.0
+_ANSWER_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -32,50 +42,118 @@ def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[i
     ----------
     config : RayConfig
     meanwhile : callable
-        Run in another thread while Ray starts; what it raises is raised here.
+        Run while a local Ray starts; what it raises is raised here.
 
     Yields
     ------
     int
         Number of CPUs.
+
+    Raises
+    ------
+    ConfigError
+        Where the cluster cannot be reached.
+    ClusterError
+        Where no local Ray can be started.
     """
     ours = not ray.is_initialized()
     try:
-        # Ray's start is waiting for the most part. It has the main thread: its processes die with
-        # the thread that started them.
-        with ThreadPoolExecutor(1) as second:
-            other = second.submit(meanwhile)
+        if ours and _address(config) == "local":
+            # Ray's start is waiting for the most part. It has the main thread: its processes die
+            # with the thread that started them.
+            with ThreadPoolExecutor(1) as second:
+                other = second.submit(meanwhile)
+                _start(config)
+                other.result()
+        else:
+            # Before, not while a cluster is joined: it may unpack our modules anew.
+            meanwhile()
             if ours:
-                _connect(config)
-            other.result()
-        yield cluster_cpus()
+                _join(_address(config), config)
+        yield max(1, cluster_cpus())
     finally:
         if ours:
             ray.shutdown()
 
 
 def cluster_cpus() -> int:
-    """CPUs that the cluster has now, at least one."""
+    """CPUs that the cluster has now: none where all its nodes with CPUs are gone."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, int(resources.get("CPU", 1)))
+    return int(resources.get("CPU", 0))
 
 
-def _connect(config: RayConfig) -> None:
-    level = logging.INFO if config.verbose else logging.ERROR
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local":
-        try:
-            ray.init(address=address, log_to_driver=config.verbose, logging_level=level)
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(
-                f"ray.address={address!r} cannot be reached: {error}; check that the cluster runs"
-            ) from error
-        return
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=config.verbose,
-        logging_level=level,
-    )
+def _address(config: RayConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _start(config: RayConfig) -> None:
+    """Start a Ray on this machine."""
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **_quiet_unless(config.verbose),
+        )
+    except Exception as error:  # Ray raises plain ones too
+        raise ClusterError(
+            f"Ray cannot be started on this machine: {first_line(error)}; it needs free space in "
+            f"{tempfile.gettempdir()} and /dev/shm, and some hundred file handles (ulimit -n); "
+            "with ray.verbose=true it says more"
+        ) from error
+
+
+def _join(address: str, config: RayConfig) -> None:
+    """Join a cluster that is there."""
+    folder = os.getcwd()
+    try:
+        _probe(address)
+        ray.init(address=address, **_quiet_unless(config.verbose))
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConfigError(
+            f"ray.address={address!r} cannot be reached: {first_line(error)}; check that the "
+            "cluster runs, with this release of Ray, and that RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH hold its token where it asks for one (RAY_AUTH_MODE=token)"
+        ) from error
+    if ray.get_runtime_context().runtime_env.get("working_dir"):
+        _wait_until_unpacked()
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+
+
+def _probe(address: str) -> None:
+    """OSError where nobody listens: Ray itself would go on asking for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
+
+
+def _wait_until_unpacked() -> None:
+    """Wait until every node has unpacked the files that were submitted with the job.
+
+    Nodes on one machine share the folder, and each takes away what another has unpacked, for a
+    moment (Ray 2.60). A worker that starts in that moment would never find our modules again: that
+    is what is mended here.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    # Not a function of this module: it must run where the module cannot be imported.
+    look_again = ray.remote(num_cpus=0)(lambda: importlib.invalidate_caches())
+    looked = [
+        look_again.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote()
+        for node in nodes
+    ]
+    ray.wait(looked, num_returns=len(looked), timeout=_UNPACK_SECONDS)
+
+
+def _quiet_unless(verbose: bool) -> dict[str, Any]:
+    level = logging.INFO if verbose else logging.ERROR
+    return {"log_to_driver": verbose, "logging_level": level}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says, without its traces; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -59,7 +59,9 @@ def run(config: LearnConfig, console: Console) -> EvaluationSummary:
     datasets, notes = load_labels(config)
     storage, output = Storage(config.storage), parse_uri(config.output.uri)
     storage.check_writable(output)
-    held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    held = Run(
+        storage, output, config, lease_seconds=config.output.lease_seconds, tell=console.print
+    )
     for line in notes:
         console.print(line)
     with StopSignals(), held as this_run, NetworkTrainer(config, console.print) as trainer:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.exceptions
 
 from mer_batch.block import BlockReport, Job
+from mer_batch.child import ChildStartError
 from mer_batch.errors import MerBatchError
-from mer_batch.pipelines.cluster import cluster_cpus
+from mer_batch.pipelines.cluster import cluster_cpus, first_line
 
 # A block is what one task does, and what a crash costs: some ten seconds of work at most, and
 # enough blocks that the last ones keep every core busy.
@@ -23,56 +25,80 @@ _WINDOW_PER_CPU = 2
 TICK_SECONDS = 5.0
 # Ray tries a task again whose worker died. Its default, without end, would hang on a sick node.
 _MAX_TASK_RETRIES = 5
+# How often to say that nobody is there to work.
+_IDLE_LINE_SECONDS = 60.0
 
 Work = Callable[[int, pa.Table, Job], BlockReport]
 
 
-def stream(work: Work, job: Job, blocks: Iterator[pa.Table]) -> Iterator[BlockReport | None]:
+class FleetError(MerBatchError):
+    """The fleet cannot go on; what was finished is committed, and a next run goes on."""
+
+
+def stream(
+    work: Work, job: Job, blocks: Iterator[pa.Table], *, say: Callable[[str], None]
+) -> Iterator[BlockReport | None]:
     """Blocks of tracks in, one report a block out, in any order; None where time passed without.
 
     A window of tasks is kept in flight: a worker that is done finds its next block waiting, and
     the driver holds no more than the window, however long the night. It grows with the cluster.
+    A cluster that has lost all its CPUs is waited for: it may be given others.
 
     Raises
     ------
+    FleetError
+        Where Ray or a worker's machine cannot go on.
     MerBatchError
-        Where a block's workers died again and again, or this machine's part of the fleet has.
+        What a task has raised of ours.
     """
-    try:
-        yield from _reports(work, job, blocks)
-    except ray.exceptions.RayTaskError:
-        raise  # raised in a worker, by us
-    except ray.exceptions.RayError as error:
-        words = str(error).strip().partition("\n")[0]
-        raise MerBatchError(
-            f"the fleet has failed, after {_MAX_TASK_RETRIES} retries of a block at most: {words} "
-            "What was finished is committed; look at the nodes' memory and at Ray's logs, run again"
-        ) from error
-
-
-def _reports(work: Work, job: Job, blocks: Iterator[pa.Table]) -> Iterator[BlockReport | None]:
-    task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES)(work)
+    # A decoder that does not start on one machine may start on another.
+    tries_again: Any = [ChildStartError]  # Ray's own annotation knows no lists
+    task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES, retry_exceptions=tries_again)(work)
     shared = ray.put(job)
     numbered = enumerate(blocks)
     in_flight: list[ray.ObjectRef[BlockReport]] = []
+    heard = time.monotonic()
     while True:
-        free = _WINDOW_PER_CPU * cluster_cpus() - len(in_flight)
+        n_cpus = cluster_cpus()
+        free = _WINDOW_PER_CPU * max(1, n_cpus) - len(in_flight)
         for number, block in itertools.islice(numbered, max(0, free)):
             in_flight.append(task.remote(number, block, shared))
         if not in_flight:
             return
         done, in_flight = ray.wait(in_flight, num_returns=1, timeout=TICK_SECONDS)
-        yield from _reports_in(done) if done else [None]
+        if n_cpus or done:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > _IDLE_LINE_SECONDS:
+            say("no node of the cluster has CPUs: waiting for one, as long as it takes")
+            heard = time.monotonic()
+        yield from _fetched(done) if done else [None]
 
 
-def _reports_in(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
+def _fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
+    """The reports of tasks that are done; what they have raised comes without Ray's traces."""
     try:
-        return ray.get(done)
+        reports: list[BlockReport] = ray.get(done)
+        return reports
     except ray.exceptions.RayTaskError as error:
-        # In its own words: those of Ray are the worker's whole traceback.
-        if isinstance(error.cause, MerBatchError):
-            raise error.cause from None
+        cause = error.cause
+        if isinstance(cause, MerBatchError):
+            raise cause from None
+        if isinstance(cause, OSError | MemoryError):
+            raise FleetError(
+                f"a worker could not go on: {type(cause).__name__}: {cause}; see to its machine, "
+                "then run again"
+            ) from error
         raise
+    except ray.exceptions.RayError as error:
+        raise FleetError(
+            f"Ray could not go on: {first_line(error)}; see to the machines (memory, disk), then "
+            "run again"
+        ) from error
+
+
+def has_lost_nodes() -> bool:
+    """Whether the cluster has given nodes up: one that only slept may still write a part."""
+    return any(not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def even_blocks(

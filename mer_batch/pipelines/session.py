@@ -123,7 +123,9 @@ def opened(
     """
     output = parse_uri(config.output.uri)
     storage.check_writable(output)
-    held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    held = Run(
+        storage, output, config, lease_seconds=config.output.lease_seconds, tell=console.print
+    )
     with StopSignals() as signals, held as this_run:
         ledger = Ledger(storage, output, catalog.id_type, product=product)
         ledger.fence(this_run.lease.generation)

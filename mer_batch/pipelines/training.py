@@ -59,7 +59,9 @@ def run(config: LearnConfig, console: Console) -> TrainSummary:
             f"recipes.{name}.clip=False must be left out: tag writes scores that are cut off, "
             "and a card must measure those"
         )
-    held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
+    held = Run(
+        storage, output, config, lease_seconds=config.output.lease_seconds, tell=console.print
+    )
     for line in notes:
         console.print(line)
     with StopSignals(), held as this_run, NetworkTrainer(config, console.print) as trainer:

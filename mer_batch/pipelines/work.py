@@ -20,8 +20,9 @@ from mer_batch.pipelines.cluster import connected
 from mer_batch.pipelines.session import Committer, Session, no_refusal
 from mer_batch.progress import TrackProgress
 
-# Asked to stop, a run finishes the blocks in hand, for as long as a pre-empted node is given.
-_GRACE_SECONDS = 15.0
+# Asked to stop, a run finishes the blocks in hand for so long: of the 30 s that a pre-empted node
+# is given, the last commit and Ray's end take the rest.
+_GRACE_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,19 @@ class Work:
         signals = self._session.signals
         left_ids: list[Any] = []
         with signals.graceful(_GRACE_SECONDS):
-            for report in reports:
-                if report is None:
-                    self._committer.commit_if_due()
-                    continue
-                self._add(report, progress)
-                left_ids += report.left_ids
-                n_in_hand -= signals.was_asked
-                if n_in_hand == 0:
-                    break
+            try:
+                for report in reports:
+                    if report is None:
+                        self._committer.commit_if_due()
+                        continue
+                    self._add(report, progress)
+                    left_ids += report.left_ids
+                    n_in_hand -= signals.was_asked
+                    if n_in_hand == 0:
+                        break
+            except fleet.FleetError:
+                if not signals.was_asked:  # whoever stops us may stop Ray at the same moment
+                    raise
             if signals.was_asked:
                 signals.stop()
         seconds = time.monotonic() - began
@@ -201,5 +206,8 @@ class FleetWork:
 
     def run(self, work: fleet.Work, blocks: Iterator[pa.Table]) -> Stage:
         """Do blocks as tasks."""
-        reports = fleet.stream(work, self._job, blocks)
-        return self._work._take(reports, self._progress, n_in_hand=self.n_cpus)
+        reports = fleet.stream(work, self._job, blocks, say=self._work._session.say)
+        stage = self._work._take(reports, self._progress, n_in_hand=self.n_cpus)
+        run = self._work._session.run
+        run.may_leave_parts = run.may_leave_parts or fleet.has_lost_nodes()
+        return stage

@@ -25,7 +25,7 @@ def local_ray() -> Iterator[None]:
     from mer_batch.config import RayConfig
     from mer_batch.pipelines import cluster
 
-    cluster._connect(RayConfig(num_cpus=2))
+    cluster._start(RayConfig(num_cpus=2))
     yield
     ray.shutdown()
 

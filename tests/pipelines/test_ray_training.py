@@ -203,7 +203,7 @@ from tests.feature_parts import SMALL, write_parts
 
 folder = Path({folder!r})
 parts, labels = write_parts(folder / "features", 64)
-cluster._connect(RayConfig(num_cpus=1))  # one CPU must do for a worker and its reading
+cluster._start(RayConfig(num_cpus=1))  # one CPU must do for a worker and its reading
 trained = train_network(
     parts=parts, feature_set=SMALL, labels=labels, validation_labels=labels,
     model_name="log_mel_cnn", model_parameters={model!r},
