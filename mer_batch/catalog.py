@@ -173,7 +173,7 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     try:
         source = _open(kind, config, location, [found for found, _, _ in chosen], storage)
         _check_publishable(source.schema)
-        _check_names(source.schema, taken_names)
+        notes += _check_names(source.schema, taken_names)
         return Catalog(
             source,
             config,
@@ -201,8 +201,11 @@ def _above(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _check_names(columns: pa.Schema, taken_names: list[str]) -> None:
-    """Names that differ by case only are one to Spark, Hive and DuckDB."""
+def _check_names(columns: pa.Schema, taken_names: list[str]) -> list[str]:
+    """Refuse columns named as ours; a note for one that readers may take for another.
+
+    Names that differ by case only are one to Spark, Hive and DuckDB.
+    """
     ours = {name.casefold() for name in taken_names}
     taken = [name for name in columns.names if name.casefold() in ours]
     if taken:
@@ -210,6 +213,12 @@ def _check_names(columns: pa.Schema, taken_names: list[str]) -> None:
             f"the catalog already has columns named {', '.join(taken)}; set output.prefix to "
             "rename the ones that are added"
         )
+    if taken_names and "run_date" in map(str.casefold, columns.names):
+        return [
+            "the catalog has a column run_date: read nights one by one, or its values give way to "
+            "the nights' dates"
+        ]
+    return []
 
 
 # ------------------------------------------------------------------------------- opening
@@ -447,7 +456,7 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         raise CatalogError(
             f"{where} has type {column.type}; ids must be strings or integers: cast them"
         )
-    _refuse(missing, "null or empty ids", where, {"row": pa.array(range(len(ids)))})
+    _refuse(missing, "null or empty ids", where, {"row": None})
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids).flatten()
         repeated = counts[0].filter(pc.greater(counts[1], 1))
@@ -511,18 +520,19 @@ def _uris(
 
 
 def _refuse(
-    mask: pa.ChunkedArray, problem: str, where: str, columns: dict[str, pa.ChunkedArray]
+    mask: pa.ChunkedArray, problem: str, where: str, columns: dict[str, pa.ChunkedArray | None]
 ) -> None:
     """Raise where a mask is true, with the number of rows and the first ones' values.
 
-    `problem` says what is wrong and, behind a semicolon, what to do; `columns` are shown by name.
+    `problem` says what is wrong and, behind a semicolon, what to do; `columns` are shown by name,
+    None as the row's number.
     """
     count = pc.sum(mask).as_py() or 0
     if not count:
         return
     at = pc.indices_nonzero(mask)[:_N_OFFENDERS]
-    found = zip(*(column.take(at).to_pylist() for column in columns.values()), strict=True)
-    rows = [" ".join(map(_shown, values)) for values in found]
+    found = [(at if c is None else c.take(at)).to_pylist() for c in columns.values()]
+    rows = [" ".join(map(_shown, values)) for values in zip(*found, strict=True)]
     what, _, remedy = problem.partition("; ")
     names = "".join(f"{name} " for name in columns if name)
     raise CatalogError(

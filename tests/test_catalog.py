@@ -777,6 +777,13 @@ def test_a_version_must_not_hold_what_divides_it_from_the_id(tmp_path: Path) -> 
     )
 
 
+def test_a_column_that_readers_may_take_for_the_nights_date_is_noted(tmp_path: Path) -> None:
+    pq.write_table(tracks(1, run_date=["mine"]), tmp_path / "c.parquet")
+    (note,) = open_catalog(tmp_path / "c.parquet").notes
+    assert "the catalog has a column run_date" in note
+    assert open_catalog(tmp_path / "c.parquet", taken_names=[]).notes == []
+
+
 @pytest.mark.parametrize("name", ["valence", "Valence", "TAG_STATUS"])
 def test_a_column_with_one_of_our_names_in_any_case_is_refused(tmp_path: Path, name: str) -> None:
     pq.write_table(tracks(1, **{name: [1]}), tmp_path / "c.parquet")

@@ -373,6 +373,35 @@ def test_a_link_is_followed_and_a_loop_of_links_is_not_found(tmp_path: Path) -> 
     assert reject_reason(storage, str(tmp_path / "dangling.mp3")) == "not_found"
 
 
+def test_a_link_that_leads_out_of_the_folders_is_not_followed(tmp_path: Path) -> None:
+    music, secret = tmp_path / "disk" / "music", tmp_path / "secret"
+    (music / "deep").mkdir(parents=True)
+    secret.write_bytes(b"secret")
+    (music / "a").write_bytes(b"a")
+    (tmp_path / "music").symlink_to(music)
+    (music / "out").symlink_to(secret)
+    (music / "up").symlink_to(tmp_path)
+    (music / "deep" / "in").symlink_to("../a")
+    (music / "loop").symlink_to(music / "loop")
+    storage = Storage(StorageConfig())
+    linked = str(tmp_path / "music")
+
+    def read(name: str, folders: list[str] | None) -> bytes:
+        return storage.read_audio(f"{linked}/{name}", max_bytes=9, folders=folders).content
+
+    for folder in (linked, str(music), "/"):  # a root may be a link itself
+        assert read("a", [folder]) == read("deep/in", ["/nowhere", folder]) == b"a"
+    assert read("out", None) == read("up/secret", ["/"]) == b"secret"
+    for name, folders in (("out", [linked]), ("up/secret", [str(music)]), ("a", []), ("a", ["/x"])):
+        with pytest.raises(AudioError) as denied:
+            read(name, folders)
+        assert denied.value.reason == "access_denied"
+    for name in ("loop", "none", "a/b", "nul\0"):
+        with pytest.raises(AudioError) as missing:
+            read(name, [linked])
+        assert missing.value.reason == "not_found"
+
+
 def test_a_file_that_may_not_be_read_is_access_denied(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("permissions do not bind root")
