@@ -24,7 +24,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
 from mer_batch import feature_table, schema
-from mer_batch.delta import open_table, part_paths, refresh, table_uri
+from mer_batch.delta import open_table, part_paths, refresh, table_uri, transaction_version
 from mer_batch.disk import flush
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
@@ -203,7 +203,10 @@ class Ledger:
         """The files that a table names, below our own name of its folder."""
         if name not in self._tables:
             return []
-        return [self._output.child(name, path) for path in part_paths(self._tables[name])]
+        return [self._output.child(name, path) for path in self._part_paths(name)]
+
+    def _part_paths(self, name: str) -> list[str]:
+        return part_paths(self._storage, self._output.child(name), self._tables[name])
 
     def content_id(self, extraction_id: str) -> str:
         """Names what a night is made of: changes with every score and every reject of its own.
@@ -211,7 +214,7 @@ class Ledger:
         Rejects of other extractions, as ``extract`` has them, are not in it.
         """
         self._refresh("scores")
-        scores = sorted(part_paths(self._tables["scores"]))
+        scores = sorted(self._part_paths("scores"))
         names = ["track_id", "audio_version", "reason", "last_run_id"]
         order = [(name, "ascending") for name in ("track_id", "last_run_id")]
         rejects = self.rejects(extraction_id).select(names).sort_by(order)
@@ -346,7 +349,7 @@ class Ledger:
                 seconds = time.monotonic() - began
                 # The answer may be lost and the commit done.
                 self._check_generation(name)
-                if self._tables[name].transaction_version(_COMMIT_APP) == mark.version:
+                if self._transaction_version(name, _COMMIT_APP) == mark.version:
                     break
                 if not self._may_pass(error, n_failed, seconds):
                     raise StorageError(
@@ -382,13 +385,16 @@ class Ledger:
 
     def _check_generation(self, name: str) -> None:
         self._refresh(name)
-        table = self._tables[name]
-        latest = table.transaction_version(_LEASE_APP) or 0
+        latest = self._transaction_version(name, _LEASE_APP) or 0
         if latest > self._generation:
             raise LeaseError(
-                f"{table.table_uri}: a later run (lease generation {latest}, ours "
+                f"{self._output.child(name).uri}: a later run (lease generation {latest}, ours "
                 f"{self._generation}) has taken over; nothing more is committed"
             )
+
+    def _transaction_version(self, name: str, app_id: str) -> int | None:
+        location = self._output.child(name)
+        return transaction_version(self._storage, location, self._tables[name], app_id)
 
     # ------------------------------------------------------------------ sweeping
 
