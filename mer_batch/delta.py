@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import urllib.parse
+from pathlib import Path
 
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from mer_batch.disk import flush
 from mer_batch.errors import StorageError
 from mer_batch.storage import Location, Storage
 
@@ -41,3 +44,23 @@ def part_paths(table: DeltaTable) -> list[str]:
     """
     actions = pa.table(table.get_add_actions(flatten=True))
     return [str(path) for path in actions["path"].to_pylist()]
+
+
+def flush_commit(location: Location, version: int) -> None:
+    """Have a commit on a local disk, and what it adds, outlast a loss of power.
+
+    delta-rs leaves that to the system, which takes up to half a minute.
+
+    Raises
+    ------
+    StorageError
+    """
+    folder = Path(location.path)
+    commit = folder / "_delta_log" / f"{version:020}.json"
+    try:
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
+        for path in (*parts, folder, commit, commit.parent):
+            flush(path)
+    except OSError as error:
+        raise StorageError(f"cannot flush {location.uri!r} to its disk: {error}") from error

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -23,8 +21,7 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
 
 from mer_batch import feature_table, schema
-from mer_batch.delta import open_table, part_paths, table_uri
-from mer_batch.disk import flush
+from mer_batch.delta import flush_commit, open_table, part_paths, table_uri
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
 from mer_batch.steps import reach
@@ -109,6 +106,8 @@ class Ledger:
                 )
             except (DeltaError, OSError) as error:
                 raise StorageError(f"cannot open the table {location.uri!r}: {error}") from error
+            if not location.is_s3:
+                flush_commit(location, 0)
             reach("table_made")
             table = open_table(self._storage, location)
         if table is None:
@@ -333,20 +332,11 @@ class Ledger:
         self._keep(rejects)
 
     def _keep(self, table: DeltaTable) -> None:
-        """Have the latest commit outlast a loss of power: delta-rs leaves that to the system."""
-        if self._output.is_s3:
-            return
-        self._refresh(table)
-        name = next(name for name, known in self._tables.items() if known is table)
-        folder = Path(self._output.child(name).path)
-        commit = folder / "_delta_log" / f"{table.version():020}.json"
-        try:
-            actions = [json.loads(line) for line in commit.read_text().splitlines()]
-            parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
-            for path in (*parts, folder, commit, commit.parent):
-                flush(path)
-        except OSError as error:
-            raise StorageError(f"cannot flush {table.table_uri} to its disk: {error}") from error
+        """Have the latest commit outlast a loss of power."""
+        if not self._output.is_s3:
+            self._refresh(table)
+            name = next(name for name, known in self._tables.items() if known is table)
+            flush_commit(self._output.child(name), table.version())
 
     def _commit_properties(self, transactions: list[Transaction]) -> CommitProperties:
         # Two transactions that carry the same application id conflict: that is the fence.
