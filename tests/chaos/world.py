@@ -334,20 +334,17 @@ class World:
     # ------------------------------------------------------------------ looking
 
     def snapshot(self) -> dict[str, str]:
-        """Every file of the output that holds results and its version, and what the tables name.
+        """Every file that is published and its version, and every part that a table names.
 
-        Not the tables' logs: a commit that adds nothing changes nothing.
+        Not the tables' logs, as a commit that adds nothing changes nothing; nor parts that no
+        commit names, which whoever wrote them may take back.
         """
-        start = len(self.output.path) + 1
-        files = {f.path[start:]: version for f, _, version in self.storage.list_files(self.output)}
-        results = {
-            name: version
-            for name, version in files.items()
-            if not name.startswith("runs/") and "/_delta_log/" not in name
-        }
+        folder, start = self.output.child("enriched"), len(self.output.path) + 1
+        is_there = self.storage.is_folder(folder)
+        files = self.storage.list_files(folder) if is_there else iter(())
+        published = {found.path[start:]: version for found, _, version in files}
         tables = ("scores", "features", "rejects")
-        named = {f"{table}: {part}": "" for table in tables for part in self._named(table)}
-        return results | named
+        return published | {f"{name}/{part}": "" for name in tables for part in self._named(name)}
 
     def rows(self, table: str, columns: list[str] | None = None) -> pa.Table:
         """The rows of a table as any reader finds them."""
