@@ -1,10 +1,12 @@
 # Every target makes its own virtual environment: nothing else has to be installed first.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+POINTS ?= 220
+SEED ?= 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 help:  ## Show this list
@@ -30,6 +32,9 @@ bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one
 	$(BIN)/python -m tests.benchmarks.tagging
 	$(BIN)/python -m tests.benchmarks.rescoring
 	$(BIN)/python -m tests.benchmarks.training
+
+chaos: $(VENV)/installed-test  ## Kill -9 at every step of a run, hundreds of times; POINTS, SEED
+	$(BIN)/python -m tests.chaos --points $(POINTS) --seed $(SEED)
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

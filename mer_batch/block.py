@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from mer_batch import schema
 from mer_batch.child import Child
-from mer_batch.errors import AudioError
+from mer_batch.errors import AudioError, LeaseError
+from mer_batch.lease import holder_of
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import Identity
 from mer_batch.steps import reach
@@ -178,10 +179,23 @@ class BlockRecord:
         content = self._part.finish()
         # The name is unique: a block that is tried again after its worker died leaves an orphan.
         path = f"{self._job.run_id}/part-{self._number:06d}-{uuid.uuid4().hex[:12]}.parquet"
+        part = self._job.output.child(self._job.product.table, path)
         reach("part_to_write")
-        self._job.storage.write(self._job.output.child(self._job.product.table, path), content)
+        self._job.storage.write(part, content)
         reach("part_written")
+        self._take_back_if_late(part)
         return path, len(content)
+
+    def _take_back_if_late(self, part: Location) -> None:
+        """A worker may outlive its driver: the next run has swept, and would not find this part.
+
+        It takes the lease before it sweeps. So a part that the sweep has missed was written after
+        the lease had changed hands.
+        """
+        holder = holder_of(self._job.storage, self._job.output)
+        if holder is not None and holder != self._job.run_id:
+            self._job.storage.delete(part)
+            raise LeaseError(f"run {holder} has taken the output over; nothing more is written")
 
 
 class BlockWorker:

@@ -31,6 +31,7 @@ from mer_batch.audio.decode import AudioLimits
 from mer_batch.errors import AudioError, MerBatchError
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import REASONS
+from mer_batch.steps import reach
 from mer_batch.task import GivenTrack, Reply, Task, task_of
 
 _STARTUP_SECONDS = 120.0
@@ -110,6 +111,7 @@ class Child:
             if not self._is_handed_over:
                 _send_track(self._socket, current)
             self._is_handed_over = False
+            reach("track_given")
             deadline = time.monotonic() + timeout
             is_broken = False
             try:
@@ -154,6 +156,9 @@ class Child:
         ------
         ChildStartError
         """
+        running = self._process
+        if running is not None and not self._is_handed_over and running.poll() is not None:
+            self._bury()  # killed between two tracks: no fault of the next one's
         if self._process is None:
             self._start()
 

@@ -8,16 +8,19 @@ swept. So the next entry of the log is asked for by its name.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from mer_batch.disk import flush
 from mer_batch.errors import StorageError
 from mer_batch.storage import Location, Storage
 
@@ -137,3 +140,23 @@ def _newer(storage: Storage, location: Location, table: DeltaTable | None) -> st
     return next(
         (name for name in names if storage.exists(location.child("_delta_log", name))), None
     )
+
+
+def flush_commit(location: Location, version: int) -> None:
+    """Have a commit on a local disk, and what it adds, outlast a loss of power.
+
+    delta-rs leaves that to the system, which takes up to half a minute.
+
+    Raises
+    ------
+    StorageError
+    """
+    folder = Path(location.path)
+    commit = folder / "_delta_log" / f"{version:020}.json"
+    try:
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
+        for path in (*parts, folder, commit, commit.parent):
+            flush(path)
+    except OSError as error:
+        raise StorageError(f"cannot flush {location.uri!r} to its disk: {error}") from error

@@ -224,6 +224,10 @@ def publish(
         raise StorageError(
             f"cannot publish {night.uri!r}: {error}; free some space, run again"
         ) from error
+    finally:
+        # By ourselves: who has taken over believes it swept already.
+        if not night.is_s3:
+            shutil.rmtree(new.parent, ignore_errors=True)
 
 
 def _publish_objects(
@@ -301,11 +305,13 @@ def _marker_bytes(marker: dict[str, Any], parts: list[dict[str, Any]]) -> bytes:
     return json.dumps({**marker, "n_rows": n_rows, "parts": parts}, indent=2).encode()
 
 
-def _put_in_place(new: Path, night: Path, old: Path) -> None:
+def _put_in_place(
+    new: Path, night: Path, old: Path, *, swap: Callable[[Path, Path], bool] = exchange
+) -> None:
     """Let a whole night take its place on a local disk, and remove the one that was there."""
     if not night.is_dir():
         os.rename(new, night)
-    elif not exchange(new, night):
+    elif not swap(new, night):
         # For a moment the night is gone: should we die here, the next run puts the old one back.
         old.parent.mkdir()
         os.rename(night, old)
@@ -316,8 +322,8 @@ def _put_in_place(new: Path, night: Path, old: Path) -> None:
             raise
     flush(night.parent)
     reach("night_placed")
-    shutil.rmtree(new.parent)
-    shutil.rmtree(old.parent, ignore_errors=True)
+    for folder in (new.parent, old.parent):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _aside(night: Location, folder: str) -> Path:

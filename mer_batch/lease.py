@@ -36,6 +36,22 @@ class _Holder:
     released: bool = False
 
 
+def lease_location(output: Location) -> Location:
+    """Where an output's lease lies."""
+    return output.child("runs", "_lease.json")
+
+
+def holder_of(storage: Storage, output: Location) -> str | None:
+    """Id of the run that took an output last, None where none ever did.
+
+    Raises
+    ------
+    StorageError
+    """
+    present = storage.read_with_token(lease_location(output))
+    return None if present is None else str(json.loads(present[0])["run_id"])
+
+
 class Lease:
     """A lease on an output, renewed in the background until it is released.
 

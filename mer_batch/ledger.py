@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import random
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -24,8 +22,14 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
 from mer_batch import feature_table, schema
-from mer_batch.delta import open_table, part_paths, refresh, table_uri, transaction_version
-from mer_batch.disk import flush
+from mer_batch.delta import (
+    flush_commit,
+    open_table,
+    part_paths,
+    refresh,
+    table_uri,
+    transaction_version,
+)
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
 from mer_batch.steps import reach
@@ -116,6 +120,8 @@ class Ledger:
                     raise StorageError(
                         f"cannot open the table {location.uri!r}: {self._storage.explain(error)}"
                     ) from error
+            if not location.is_s3:
+                flush_commit(location, 0)
             reach("table_made")
             table = open_table(self._storage, location)
         if table is None:
@@ -368,20 +374,10 @@ class Ledger:
         return isinstance(error, CommitFailedError) and n_failed < _MAX_RACES
 
     def _keep(self, name: str) -> None:
-        """Have the latest commit outlast a loss of power: delta-rs leaves that to the system."""
-        if self._output.is_s3:
-            return
-        self._refresh(name)
-        table = self._tables[name]
-        folder = Path(self._output.child(name).path)
-        commit = folder / "_delta_log" / f"{table.version():020}.json"
-        try:
-            actions = [json.loads(line) for line in commit.read_text().splitlines()]
-            parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
-            for path in (*parts, folder, commit, commit.parent):
-                flush(path)
-        except OSError as error:
-            raise StorageError(f"cannot flush {table.table_uri} to its disk: {error}") from error
+        """Have the latest commit outlast a loss of power."""
+        if not self._output.is_s3:
+            self._refresh(name)
+            flush_commit(self._output.child(name), self._tables[name].version())
 
     def _check_generation(self, name: str) -> None:
         self._refresh(name)

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 
 from mer_batch.errors import Interrupted, MerBatchError
-from mer_batch.lease import Lease
+from mer_batch.lease import Lease, lease_location
 from mer_batch.schema import utc_now
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
@@ -67,7 +67,7 @@ class Run:
     def __enter__(self) -> Run:
         self.lease = Lease(
             self._storage,
-            self._output.child("runs", "_lease.json"),
+            lease_location(self._output),
             self.run_id,
             seconds=self._lease_seconds,
         )

@@ -34,6 +34,7 @@ STEPS = {
     # Work, by a worker or, from features, by the driver.
     "block_begun": "a worker has a block of tracks to decode",
     "rescore_begun": "a block of tracks is about to be scored from features",
+    "track_given": "a decoder has a track",
     "track_done": "a track's outcome is there, in a worker's memory",
     "part_to_write": "all outcomes of a block are there, and about to be written",
     "file_to_place": "a local file is whole under a name that nobody reads",

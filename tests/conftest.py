@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from mer_batch.compose import MOODS, compose, encode_mp3
 from mer_batch.config import StorageConfig
 from mer_batch.storage import Location, Storage, parse_uri
 from tests.faulty_store import FaultyStore
+from tests.s3_server import serving_s3
 
 # Every process that the tests start must find the same Ray settings.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -73,27 +71,8 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback, in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(endpoint, timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, "the S3 server ended by itself"
-                time.sleep(0.1)
+    with serving_s3() as endpoint:
         yield endpoint
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture

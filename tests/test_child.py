@@ -70,6 +70,13 @@ def reason_of(child: Child, audio: bytes) -> str:
     return caught.value.reason
 
 
+def test_a_child_killed_between_two_tracks_costs_none(child: Child, long_mp3: bytes) -> None:
+    first = score_of(child, long_mp3)
+    os.kill(pid_of(child), signal.SIGKILL)
+    os.waitid(os.P_PID, pid_of(child), os.WEXITED | os.WNOWAIT)
+    assert score_of(child, long_mp3) == first
+
+
 def test_scores_tracks_and_keeps_its_process(child: Child, short_mp3s: dict[str, bytes]) -> None:
     scores = [score_of(child, audio) for audio in short_mp3s.values()]
     pid = pid_of(child)

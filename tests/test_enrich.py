@@ -17,9 +17,11 @@ import pytest
 from mer_batch import schema
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.config import CatalogConfig, StorageConfig
+from mer_batch.disk import exchange
 from mer_batch.enrich import (
     MARKER,
     Outcome,
+    _put_in_place,
     last_published,
     look_up_outcome,
     open_budget,
@@ -334,6 +336,26 @@ def test_leftovers_are_swept_and_whole_nights_stay(place: Place) -> None:
         storage.write(output.child(name), b"")
     sweep_unfinished(storage, output, "r1")
     assert names_below(place) == sorted([*foreign, *whole])
+
+
+@pytest.mark.parametrize("swap", [exchange, lambda *_: False])
+@pytest.mark.parametrize("is_new_whole", [True, False])
+def test_the_old_night_is_there_until_the_new_one_is(
+    tmp_path: Path, swap: Any, is_new_whole: bool
+) -> None:
+    new, night, old = (tmp_path / name / "run_date=2026-11-22" for name in ("_new", ".", "_old"))
+    night.mkdir()
+    (night / MARKER).write_text("old")
+    if is_new_whole:
+        new.mkdir(parents=True)
+        (new / MARKER).write_text("new")
+        _put_in_place(new, night, old, swap=swap)
+    else:  # swept by who has taken over
+        with pytest.raises(FileNotFoundError):
+            _put_in_place(new, night, old, swap=swap)
+    assert (night / MARKER).read_text() == ("new" if is_new_whole else "old")
+    assert not new.exists()
+    assert not old.exists()
 
 
 @pytest.mark.parametrize("is_new_in_place", [True, False])

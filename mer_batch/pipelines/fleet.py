@@ -32,7 +32,25 @@ def stream(work: Work, job: Job, blocks: Iterator[pa.Table]) -> Iterator[BlockRe
 
     A window of tasks is kept in flight: a worker that is done finds its next block waiting, and
     the driver holds no more than the window, however long the night. It grows with the cluster.
+
+    Raises
+    ------
+    MerBatchError
+        Where a block's workers died again and again, or this machine's part of the fleet has.
     """
+    try:
+        yield from _reports(work, job, blocks)
+    except ray.exceptions.RayTaskError:
+        raise  # raised in a worker, by us
+    except ray.exceptions.RayError as error:
+        words = str(error).strip().partition("\n")[0]
+        raise MerBatchError(
+            f"the fleet has failed, after {_MAX_TASK_RETRIES} retries of a block at most: {words} "
+            "What was finished is committed; look at the nodes' memory and at Ray's logs, run again"
+        ) from error
+
+
+def _reports(work: Work, job: Job, blocks: Iterator[pa.Table]) -> Iterator[BlockReport | None]:
     task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES)(work)
     shared = ray.put(job)
     numbered = enumerate(blocks)

@@ -127,6 +127,7 @@ def opened(
     held = Run(storage, output, config, lease_seconds=config.output.lease_seconds)
     with StopSignals() as signals, held as this_run:
         ledger = Ledger(storage, output, catalog.id_type, product=product)
+        this_run.lease.check()
         ledger.fence(this_run.lease.generation)
         yield Session(
             config, console, storage, output, catalog, ledger, this_run, signals, _DONE[product]

@@ -247,6 +247,7 @@ def _publish(
     )
     present = read_marker(session.storage, folder)
     is_new = present is None or present["content_id"] != content
+    run.lease.check()  # who slept past it is told so, even where another run has published
     if is_new:
         marker = {
             "run_id": run.run_id,

@@ -1,0 +1,62 @@
+"""A block's part, and a worker that comes too late with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mer_batch.block import BlockRecord, BlockReport, Job
+from mer_batch.errors import LeaseError
+from mer_batch.lease import Lease, lease_location
+from mer_batch.limits import ChildLimits
+from mer_batch.schema import SCORE_COLUMNS, Identity
+from mer_batch.storage import Location, Storage
+from mer_batch.tag import Scores
+
+Place = tuple[Storage, Location]
+
+TRACK: dict[str, Any] = {
+    "track_id": "a", "audio_uri": "/a", "audio_version": "1", "attempts": 0,
+}  # fmt: skip
+
+
+def written(place: Place, run_id: str) -> BlockReport:
+    """The report of a block of one track."""
+    product = Scores(b"", b"", "m")
+    job = Job(*place, run_id, Identity("f", "m", "e"), product, ChildLimits())
+    record = BlockRecord(job, 0, pa.string())
+    record.add(TRACK, "1", dict.fromkeys(SCORE_COLUMNS, 0.25) | {"n_segments": 1})
+    return record.finish()
+
+
+def parts(place: Place) -> list[str]:
+    storage, output = place
+    folder = output.child("scores")
+    return [f.path for f, _, _ in storage.list_files(folder)] if storage.is_folder(folder) else []
+
+
+def take(place: Place, run_id: str) -> Lease:
+    return Lease(place[0], lease_location(place[1]), run_id, seconds=60)
+
+
+def test_a_run_that_holds_the_output_keeps_its_parts(place: Place) -> None:
+    assert written(place, "alone").n_rows == 1
+    lease = take(place, "ours")
+    report = written(place, "ours")
+    lease.release()
+    # Nobody has taken it since.
+    written(place, "ours")
+    assert len(parts(place)) == 3
+    assert report.part_path is not None
+    assert any(path.endswith(report.part_path) for path in parts(place))
+
+
+def test_a_worker_that_outlives_its_run_takes_its_part_back(place: Place) -> None:
+    take(place, "ours").release()
+    later = take(place, "later")
+    with pytest.raises(LeaseError, match="run later has taken the output over"):
+        written(place, "ours")
+    assert parts(place) == []
+    later.release()
