@@ -8,21 +8,27 @@ swept. So the next entry of the log is asked for by its name.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from mer_batch.disk import flush
 from mer_batch.errors import StorageError
 from mer_batch.storage import Location, Storage
 
 # Single requests are tried again below: what fails here came whole, and was not what it should be.
-_MAX_DAMAGED = 6
+_MAX_DAMAGED = 10
 _MAX_WAIT_SECONDS = 4.0
+
+T = TypeVar("T")
 
 
 def table_uri(location: Location) -> str:
@@ -64,33 +70,67 @@ def refresh(storage: Storage, location: Location, table: DeltaTable) -> None:
     _latest(storage, location, look)
 
 
+def transaction_version(
+    storage: Storage, location: Location, table: DeltaTable, app_id: str
+) -> int | None:
+    """The latest version that an application has committed, None before its first.
+
+    Raises
+    ------
+    StorageError
+    """
+    return _whole(storage, location, lambda: table.transaction_version(app_id))
+
+
+def part_paths(storage: Storage, location: Location, table: DeltaTable) -> list[str]:
+    """The table's files, relative to its folder.
+
+    Not ``file_uris()``: those are percent-encoded, and lie behind any symbolic link.
+
+    Raises
+    ------
+    StorageError
+    """
+    actions = _whole(storage, location, lambda: pa.table(table.get_add_actions(flatten=True)))
+    return [str(path) for path in actions["path"].to_pylist()]
+
+
 def _latest(
     storage: Storage, location: Location, look: Callable[[], DeltaTable | None]
 ) -> DeltaTable | None:
     """Look until what is found is the latest version."""
     began = time.monotonic()
-    n_damaged = 0
+    for attempt in itertools.count():
+        table = _whole(storage, location, look)
+        newer = _newer(storage, location, table) if location.is_s3 else None
+        if newer is None:
+            return table
+        if time.monotonic() - began > storage.patience_seconds:
+            raise StorageError(
+                f"the store's listing of {location.uri!r} is stale: {newer} is there and not "
+                "listed; run again when the store has caught up"
+            )
+        _wait(attempt)
+    raise AssertionError("unreachable")
+
+
+def _whole(storage: Storage, location: Location, look: Callable[[], T]) -> T:
+    """Look again where the log came damaged."""
     for attempt in itertools.count():
         try:
-            table = look()
+            return look()
         except (DeltaError, OSError) as error:
-            n_damaged += 1
-            lasts = not location.is_s3 or n_damaged == _MAX_DAMAGED or storage.refuses(error)
+            lasts = not location.is_s3 or attempt + 1 == _MAX_DAMAGED or storage.refuses(error)
             if lasts:
                 raise StorageError(
                     f"cannot open the table {location.uri!r}: {storage.explain(error)}"
                 ) from error
-        else:
-            newer = _newer(storage, location, table) if location.is_s3 else None
-            if newer is None:
-                return table
-            if time.monotonic() - began > storage.patience_seconds:
-                raise StorageError(
-                    f"the store's listing of {location.uri!r} is stale: {newer} is there and not "
-                    "listed; run again when the store has caught up"
-                )
-        time.sleep(random.uniform(0.2, 1) * min(_MAX_WAIT_SECONDS, 0.2 * 2**attempt))
+        _wait(attempt)
     raise AssertionError("unreachable")
+
+
+def _wait(attempt: int) -> None:
+    time.sleep(random.uniform(0.2, 1) * min(_MAX_WAIT_SECONDS, 0.2 * 2**attempt))
 
 
 def _newer(storage: Storage, location: Location, table: DeltaTable | None) -> str | None:
@@ -102,10 +142,21 @@ def _newer(storage: Storage, location: Location, table: DeltaTable | None) -> st
     )
 
 
-def part_paths(table: DeltaTable) -> list[str]:
-    """The table's files, relative to its folder.
+def flush_commit(location: Location, version: int) -> None:
+    """Have a commit on a local disk, and what it adds, outlast a loss of power.
 
-    Not ``file_uris()``: those are percent-encoded, and lie behind any symbolic link.
+    delta-rs leaves that to the system, which takes up to half a minute.
+
+    Raises
+    ------
+    StorageError
     """
-    actions = pa.table(table.get_add_actions(flatten=True))
-    return [str(path) for path in actions["path"].to_pylist()]
+    folder = Path(location.path)
+    commit = folder / "_delta_log" / f"{version:020}.json"
+    try:
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
+        for path in (*parts, folder, commit, commit.parent):
+            flush(path)
+    except OSError as error:
+        raise StorageError(f"cannot flush {location.uri!r} to its disk: {error}") from error

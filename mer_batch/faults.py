@@ -92,6 +92,8 @@ def seconds_to_wait(error: Exception) -> float:
     """For how long at most a fault is waited for to pass [s]; 0 for one that lasts."""
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if _is_page(error):
+            return _UNREACHABLE_SECONDS
         passes = code_of(error) in _THROTTLED | _BROKEN or status >= 500 or status == 429
         return _BUSY_SECONDS if passes else 0.0
     for kinds, seconds in (
@@ -102,6 +104,12 @@ def seconds_to_wait(error: Exception) -> float:
         if isinstance(error, kinds):
             return seconds
     return 0.0
+
+
+def _is_page(error: botocore.exceptions.ClientError) -> bool:
+    """Whether the answer is a web page: botocore makes a 500 of one that says 200."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return code_of(error) == "500" and str(headers.get("content-type", "")).startswith("text/html")
 
 
 class Patience:
@@ -136,13 +144,13 @@ class Patience:
             except Exception as error:
                 seconds = min(seconds_to_wait(error), self._seconds)
                 limit = min(seconds, _DOWN_SECONDS) if self._is_down else seconds
-                # Full jitter: workers that were turned away together do not come back together.
-                longest = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(attempt, 10))
-                wait = random.uniform(0, longest)
-                if time.monotonic() - began + wait > limit:
+                left = limit - (time.monotonic() - began)
+                if left <= 0:
                     self._is_down = seconds > 0
                     raise
-                time.sleep(wait)
+                # Full jitter: workers that were turned away together do not come back together.
+                longest = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(attempt, 10))
+                time.sleep(min(left, random.uniform(0, longest)))
             else:
                 self._is_down = False
                 return answer
@@ -163,11 +171,11 @@ def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
     Takes botocore's errors, and those of delta-rs, whose text holds all that the store has said:
     real ones repeat the key id and the session token.
     """
-    if isinstance(error, botocore.exceptions.ClientError):
+    if isinstance(error, botocore.exceptions.ClientError) and not _is_page(error):
         return f"{code_of(error)}; {remedy_of(code_of(error))}"
     if isinstance(error, botocore.exceptions.NoCredentialsError):
         return "no credentials; set AWS_ACCESS_KEY_ID or a profile, or attach a role"
-    if isinstance(error, ResponseParserError):
+    if isinstance(error, ResponseParserError | botocore.exceptions.ClientError):
         return "the answer is not S3's; check the endpoint"
     if isinstance(error, botocore.exceptions.BotoCoreError):
         return _masked(

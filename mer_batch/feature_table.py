@@ -162,7 +162,7 @@ def index(storage: Storage, output: Location, feature_set: FeatureSet) -> pa.Tab
     if table is None:
         raise FeaturesError(f"no features in {output.uri!r}; run mer-batch extract first")
     folder = output.child(TABLE)
-    parts = [folder.child(path) for path in part_paths(table)]
+    parts = [folder.child(path) for path in part_paths(storage, folder, table)]
     rows, _ = read_rows(storage, parts, INDEX_COLUMNS)
     found = newest_whole(rows.filter(pc.field("features_id") == feature_set.features_id))
     if found.num_rows == 0:

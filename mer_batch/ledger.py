@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import random
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -24,8 +22,14 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
 from mer_batch import feature_table, schema
-from mer_batch.delta import open_table, part_paths, refresh, table_uri
-from mer_batch.disk import flush
+from mer_batch.delta import (
+    flush_commit,
+    open_table,
+    part_paths,
+    refresh,
+    table_uri,
+    transaction_version,
+)
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
 from mer_batch.steps import reach
@@ -116,6 +120,8 @@ class Ledger:
                     raise StorageError(
                         f"cannot open the table {location.uri!r}: {self._storage.explain(error)}"
                     ) from error
+            if not location.is_s3:
+                flush_commit(location, 0)
             reach("table_made")
             table = open_table(self._storage, location)
         if table is None:
@@ -203,7 +209,10 @@ class Ledger:
         """The files that a table names, below our own name of its folder."""
         if name not in self._tables:
             return []
-        return [self._output.child(name, path) for path in part_paths(self._tables[name])]
+        return [self._output.child(name, path) for path in self._part_paths(name)]
+
+    def _part_paths(self, name: str) -> list[str]:
+        return part_paths(self._storage, self._output.child(name), self._tables[name])
 
     def content_id(self, extraction_id: str) -> str:
         """Names what a night is made of: changes with every score and every reject of its own.
@@ -211,7 +220,7 @@ class Ledger:
         Rejects of other extractions, as ``extract`` has them, are not in it.
         """
         self._refresh("scores")
-        scores = sorted(part_paths(self._tables["scores"]))
+        scores = sorted(self._part_paths("scores"))
         names = ["track_id", "audio_version", "reason", "last_run_id"]
         order = [(name, "ascending") for name in ("track_id", "last_run_id")]
         rejects = self.rejects(extraction_id).select(names).sort_by(order)
@@ -346,7 +355,7 @@ class Ledger:
                 seconds = time.monotonic() - began
                 # The answer may be lost and the commit done.
                 self._check_generation(name)
-                if self._tables[name].transaction_version(_COMMIT_APP) == mark.version:
+                if self._transaction_version(name, _COMMIT_APP) == mark.version:
                     break
                 if not self._may_pass(error, n_failed, seconds):
                     raise StorageError(
@@ -365,30 +374,23 @@ class Ledger:
         return isinstance(error, CommitFailedError) and n_failed < _MAX_RACES
 
     def _keep(self, name: str) -> None:
-        """Have the latest commit outlast a loss of power: delta-rs leaves that to the system."""
-        if self._output.is_s3:
-            return
-        self._refresh(name)
-        table = self._tables[name]
-        folder = Path(self._output.child(name).path)
-        commit = folder / "_delta_log" / f"{table.version():020}.json"
-        try:
-            actions = [json.loads(line) for line in commit.read_text().splitlines()]
-            parts = [folder / urllib.parse.unquote(a["add"]["path"]) for a in actions if "add" in a]
-            for path in (*parts, folder, commit, commit.parent):
-                flush(path)
-        except OSError as error:
-            raise StorageError(f"cannot flush {table.table_uri} to its disk: {error}") from error
+        """Have the latest commit outlast a loss of power."""
+        if not self._output.is_s3:
+            self._refresh(name)
+            flush_commit(self._output.child(name), self._tables[name].version())
 
     def _check_generation(self, name: str) -> None:
         self._refresh(name)
-        table = self._tables[name]
-        latest = table.transaction_version(_LEASE_APP) or 0
+        latest = self._transaction_version(name, _LEASE_APP) or 0
         if latest > self._generation:
             raise LeaseError(
-                f"{table.table_uri}: a later run (lease generation {latest}, ours "
+                f"{self._output.child(name).uri}: a later run (lease generation {latest}, ours "
                 f"{self._generation}) has taken over; nothing more is committed"
             )
+
+    def _transaction_version(self, name: str, app_id: str) -> int | None:
+        location = self._output.child(name)
+        return transaction_version(self._storage, location, self._tables[name], app_id)
 
     # ------------------------------------------------------------------ sweeping
 

@@ -258,11 +258,16 @@ class Storage:
             else:
                 Path(location.path).unlink(missing_ok=True)
 
-    def check_writable(self, location: Location) -> None:
-        """Write and delete a probe, so that a store which refuses is found before work begins."""
-        probe = location.child(f".probe-{os.getpid()}-{random.randrange(2**32):08x}")
-        self.write(probe, b"mer_batch looks whether it may write here\n")
-        self.delete(probe)
+    def check_writable(self, location: Location, *, below: Sequence[str] = ()) -> None:
+        """Write and delete a probe, so that a store which refuses is found before work begins.
+
+        A store's rules go by prefixes: there, the folders `below` are tried as well.
+        """
+        folders = [location, *(location.child(name) for name in below if location.is_s3)]
+        for folder in folders:
+            probe = folder.child(f".probe-{os.getpid()}-{random.randrange(2**32):08x}")
+            self.write(probe, b"mer_batch looks whether it may write here\n")
+            self.delete(probe)
 
     # ------------------------------------------------------------------ conditional writes
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from mer_batch.compose import MOODS, compose, encode_mp3
 from mer_batch.config import StorageConfig
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.faulty_store import FaultyStore
 from tests.s3_server import serving_s3
 
 # Every process that the tests start must find the same Ray settings.
@@ -85,6 +87,13 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     client.endpoint = s3_endpoint
     client.create_bucket(Bucket=client.bucket)
     return client
+
+
+@pytest.fixture
+def faulty(s3: Any) -> Iterator[FaultyStore]:
+    """A proxy before the S3 server that misbehaves by the rules which a test gives it."""
+    with FaultyStore(s3.endpoint) as store:
+        yield store
 
 
 @pytest.fixture(params=["local", "s3"])

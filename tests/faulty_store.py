@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import random
 import re
 import socket
@@ -261,7 +262,7 @@ class _History:
         for bucket in ET.fromstring(buckets).iter(f"{_NAMESPACE}Name"):
             path = f"/{bucket.text}?list-type=2&max-keys=100000"
             for entry in _entries(store.forward(_Request("GET", path, {}, b"")).body):
-                self._states[f"{bucket.text}/{entry['Key']}"] = [(0.0, entry)]
+                self._states[f"{bucket.text}/{entry['Key']}"] = [(-math.inf, entry)]
 
     def note(self, store: FaultyStore, name: str) -> None:
         """Look up what has become of an object, and remember since when."""
@@ -350,9 +351,10 @@ def _listing_xml(
 
 def _refusal(code: str, request: _Request) -> _Reply:
     """An error of S3's, with all that a real one tells, the key id and the token among it."""
-    credential = re.search(r"Credential=([^/]+)/", request.headers.get("Authorization", ""))
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    credential = re.search(r"Credential=([^/]+)/", headers.get("authorization", ""))
     key_id = credential[1] if credential else ""
-    token = request.headers.get("X-Amz-Security-Token", "")
+    token = headers.get("x-amz-security-token", "")
     body = (
         f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code>'
         f"<Message>{code} said of {key_id}</Message><AWSAccessKeyId>{key_id}</AWSAccessKeyId>"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from mer_batch.enrich import (
 from mer_batch.errors import CatalogError, LeaseError, MerBatchError, StorageError
 from mer_batch.schema import Identity
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.faulty_store import FaultyStore
 from tests.test_catalog import COLUMNS, assert_same_columns, tracks
 from tests.test_plan import NOW, TODAY, Bench
 
@@ -156,13 +159,19 @@ def catalog_of(table: pa.Table, path: Path, **options: Any) -> Catalog:
 
 
 def put(
-    place: Place, catalog: Catalog, n: int, *, run_id: str = "r1", prefix: str = ""
+    place: Place,
+    catalog: Catalog,
+    n: int,
+    *,
+    run_id: str = "r1",
+    prefix: str = "",
+    check: Callable[[], None] = lambda: None,
 ) -> Location:
     storage, output = place
     night = output.child("enriched", "run_date=2026-11-22")
     publish(
         storage, night, catalog, outcome_of(n),
-        prefix=prefix, run_id=run_id, marker={**MARK, "run_id": run_id}, check=lambda: None,
+        prefix=prefix, run_id=run_id, marker={**MARK, "run_id": run_id}, check=check,
     )  # fmt: skip
     return night
 
@@ -396,3 +405,116 @@ def test_an_output_that_is_another_runs_is_left_alone(place: Place, tmp_path: Pa
         )  # fmt: skip
     assert [name for name in names_below(place) if "_unfinished-" not in name] == before
     assert storage.read(night.child("_SUCCESS")).find(b"late") == -1
+
+
+# ------------------------------------------------------------------ on a store that misbehaves
+
+
+def behind(s3: Any, faulty: FaultyStore, *, patience_seconds: float = 20) -> Place:
+    """A place on S3 that is reached through the proxy."""
+    config = StorageConfig(endpoint_url=faulty.endpoint, patience_seconds=patience_seconds)
+    return Storage(config), parse_uri(f"s3://{s3.bucket}/out")
+
+
+def straight(s3: Any) -> Place:
+    return Storage(StorageConfig(endpoint_url=s3.endpoint)), parse_uri(f"s3://{s3.bucket}/out")
+
+
+def published(run_id: str) -> list[str]:
+    night = "enriched/run_date=2026-11-22"
+    return [f"{night}/{MARKER}", f"{night}/part-00000-{run_id}.parquet"]
+
+
+def test_a_night_replaces_one_that_the_listing_does_not_show(
+    s3: Any, faulty: FaultyStore, tmp_path: Path
+) -> None:
+    catalog, place = catalog_of(tracks(3), tmp_path / "c.parquet"), behind(s3, faulty)
+    leftover = place[1].child("enriched", "run_date=2026-11-22", "part-00000-r0.parquet")
+    faulty.add("stale", seconds=1.5)
+    put(place, catalog, 3, run_id="r1")
+    place[0].write(leftover, b"of a publish that was cut short")
+    put(place, catalog, 3, run_id="r2")
+    assert names_below(straight(s3)) == published("r2")
+
+
+def test_a_night_is_not_declared_whole_before_the_store_lists_it(
+    s3: Any, faulty: FaultyStore, tmp_path: Path
+) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    with faulty.suffering("stale", seconds=math.inf):
+        with pytest.raises(StorageError, match=r"listing of .* is stale"):
+            put(behind(s3, faulty, patience_seconds=1), catalog, 3)
+    assert names_below(straight(s3)) == []
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+def test_who_is_taken_over_while_publishing_leaves_no_row_twice(
+    s3: Any, tmp_path: Path, n_steps: int
+) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    steps: list[int] = []
+
+    def check() -> None:
+        steps.append(1)
+        if len(steps) == n_steps:  # as after a long sleep: another run has published meanwhile
+            put(straight(s3), catalog, 3, run_id="r2")
+            raise LeaseError("the lease is lost")
+
+    with pytest.raises(LeaseError, match="the lease is lost"):
+        put(straight(s3), catalog, 3, run_id="r1", check=check)
+    assert names_below(straight(s3)) == published("r2")
+
+
+def test_a_marker_that_another_run_has_put_is_not_overwritten(s3: Any, tmp_path: Path) -> None:
+    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
+    steps: list[int] = []
+
+    def check() -> None:
+        steps.append(1)
+        if len(steps) == 3:  # the last look at the lease, just before it is lost
+            put(straight(s3), catalog, 3, run_id="r2")
+
+    with pytest.raises(LeaseError, match="another run has published this night"):
+        put(straight(s3), catalog, 3, run_id="r1", check=check)
+    assert names_below(straight(s3)) == published("r2")
+    marker = straight(s3)[1].child("enriched", "run_date=2026-11-22", MARKER)
+    assert json.loads(straight(s3)[0].read(marker))["run_id"] == "r2"
+
+
+def test_a_sweep_believes_the_marker_and_not_the_listing(s3: Any, faulty: FaultyStore) -> None:
+    storage, output = behind(s3, faulty)
+    nights = [output.child("enriched", f"run_date=2026-11-2{n}") for n in (1, 2)]
+    for night in nights:
+        storage.write(night.child("part-00000-r1.parquet"), b"rows")
+    storage.write(nights[0].child(MARKER), b"{}")
+    with faulty.suffering("stale", seconds=math.inf):
+        storage.delete(nights[0].child(MARKER))
+        storage.write(nights[1].child(MARKER), b"{}")
+        sweep_unfinished(storage, output, "r1")
+    kept = [f"enriched/run_date=2026-11-22/{name}" for name in (MARKER, "part-00000-r1.parquet")]
+    assert names_below(straight(s3)) == kept
+
+
+def test_what_a_late_riser_has_left_beside_a_published_night_is_swept(
+    s3: Any, tmp_path: Path
+) -> None:
+    place = straight(s3)
+    night = put(place, catalog_of(tracks(3), tmp_path / "c.parquet"), 3, run_id="r2")
+    for name in ("part-00000-r1.parquet", "part-00000-r0.parquet"):
+        place[0].write(night.child(name), b"rows")
+    sweep_unfinished(*place, "r1")
+    assert names_below(place) == sorted(
+        [*published("r2"), "enriched/run_date=2026-11-22/part-00000-r0.parquet"]
+    )
+
+
+def test_a_marker_that_is_listed_and_gone_is_no_night(s3: Any, faulty: FaultyStore) -> None:
+    storage, output = behind(s3, faulty)
+    for date in ("2026-11-21", "2026-11-22"):
+        content = json.dumps({**MARK, "run_date": date}).encode()
+        storage.write(output.child("enriched", f"run_date={date}", MARKER), content)
+    with faulty.suffering("stale", seconds=math.inf):
+        storage.delete(output.child("enriched", "run_date=2026-11-22", MARKER))
+        found = last_published(storage, output)
+    assert found is not None
+    assert found["run_date"] == "2026-11-21"

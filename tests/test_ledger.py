@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.ledger import Ledger, Part, track_keys
 from mer_batch.schema import reject_rows
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.faulty_store import FaultyStore
 
 Place = tuple[Storage, Location]
 
@@ -448,3 +450,103 @@ def test_a_table_of_an_earlier_release_gets_todays_columns(place: Place) -> None
     open_ledger(place, generation=2)
     version = DeltaTable(folder.uri, storage_options=options).version()
     assert version == table.version() + 1, "the fence alone: nothing is added twice"
+
+
+# ------------------------------------------------------------------ on a store that misbehaves
+
+
+@pytest.fixture
+def behind(s3: Any, faulty: FaultyStore) -> Place:
+    """A place on S3 that is reached through the proxy."""
+    config = StorageConfig(endpoint_url=faulty.endpoint, patience_seconds=20)
+    return Storage(config), parse_uri(f"s3://{s3.bucket}/out")
+
+
+@pytest.mark.parametrize("fault", ["SlowDown", "reset", "lose_answer", "cut", "cut_quietly"])
+def test_a_commit_is_done_once_whatever_becomes_of_its_answer(
+    behind: Place, faulty: FaultyStore, fault: str
+) -> None:
+    ledger = open_ledger(behind)
+    methods = "GET" if fault.startswith("cut") else "PUT"
+    faulty.add(fault, methods=methods, key="scores/_delta_log", n=3)
+    part = write_part(behind, "r1", "p1", ["a", "b"])
+    ledger.commit_parts([part], run_id="r1", sequence=1)
+    faulty.add(fault, methods=methods, key="rejects/_delta_log", n=3)
+    merge(ledger, reject("x"), reject("y"))
+    faulty.add(fault, methods=methods, key="rejects/_delta_log", n=3)
+    merge(ledger, reject("x", "timeout", attempts=2), reject("y", None, audio_version=""))
+    assert faulty.suffered[fault] >= 3
+    assert scored_ids(ledger) == ["a", "b"]
+    assert rejected(ledger) == {"x": "timeout"}
+    for name, n_commits in (("scores", 1), ("rejects", 2)):
+        log = [found for found, _, _ in behind[0].list_files(behind[1].child(name, "_delta_log"))]
+        assert len(log) == 2 + n_commits, "made, fenced, and each commit once"
+
+
+def test_a_table_whose_making_got_no_answer_is_made_once(
+    behind: Place, faulty: FaultyStore
+) -> None:
+    faulty.add("lose_answer", methods="PUT", n=1)
+    ledger = open_ledger(behind)
+    assert scored_ids(ledger) == []
+    assert faulty.suffered["lose_answer"] == 1
+
+
+def test_a_stale_listing_is_waited_for(behind: Place, faulty: FaultyStore) -> None:
+    faulty.add("stale", seconds=1.0)
+    ledger = open_ledger(behind)
+    for number in (1, 2):
+        part = write_part(behind, "r1", f"p{number}", [f"a{number}"])
+        ledger.commit_parts([part], run_id="r1", sequence=number)
+        merge(ledger, reject(f"x{number}"))
+    assert scored_ids(ledger) == ["a1", "a2"]
+    assert scored_ids(open_ledger(behind, generation=2)) == ["a1", "a2"]
+    assert rejected(ledger) == {"x1": "silent", "x2": "silent"}
+
+
+def test_a_listing_that_stays_stale_is_refused_and_nothing_is_swept(
+    s3: Any, behind: Place, faulty: FaultyStore
+) -> None:
+    ledger = open_ledger(behind)
+    impatient = Storage(StorageConfig(endpoint_url=faulty.endpoint, patience_seconds=1))
+    later = open_ledger((impatient, behind[1]))
+    part = write_part(behind, "r1", "p1", ["a"])
+    with faulty.suffering("stale", seconds=math.inf):
+        straight = Storage(StorageConfig(endpoint_url=s3.endpoint)), behind[1]
+        other = Ledger(*straight, pa.string())
+        other.fence(1)
+        other.commit_parts([part], run_id="r1", sequence=1)
+        for use in (
+            lambda: later.sweep("r1"),
+            lambda: scored_ids(later),
+            lambda: later.commit_parts([part], run_id="r2", sequence=1),
+            lambda: open_ledger((impatient, behind[1])),
+        ):
+            with pytest.raises(StorageError, match=r"listing of .*scores' is stale: 0+\d\.json"):
+                use()
+    assert scored_ids(ledger) == ["a"]
+
+
+def test_who_was_taken_over_sweeps_nothing_of_the_next_holder(place: Place) -> None:
+    late = open_ledger(place)
+    open_ledger(place, generation=2)
+    part = write_part(place, "r2", "p1", ["not yet committed"])
+    with pytest.raises(LeaseError, match="a later run"):
+        late.sweep("r2")
+    assert place[0].exists(place[1].child("scores", part.path))
+
+
+def test_a_refusal_ends_a_commit_at_once_and_tells_no_secret(
+    behind: Place, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "test-session-token")
+    ledger = open_ledger(behind)
+    part = write_part(behind, "r1", "p1", ["a"])
+    faulty.add("ExpiredToken", methods="PUT")
+    with pytest.raises(StorageError) as caught:
+        ledger.commit_parts([part], run_id="r1", sequence=1)
+    assert str(caught.value) == (
+        f"cannot commit to '{behind[1].uri}/scores': ExpiredToken; the credentials have expired: "
+        "renew them and run again"
+    )
+    assert faulty.suffered["ExpiredToken"] == 1

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mer_batch.config import StorageConfig
 from mer_batch.errors import AudioError, StorageError
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.faulty_store import FaultyStore
 
 Place = tuple[Storage, Location]
 
@@ -551,3 +552,161 @@ def _broken_once() -> Any:
     head = b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\nETag: "e"\r\n\r\n'
     answers = iter([head + b"01234", head + b"0123456789"])
     return lambda: next(answers)
+
+
+# ------------------------------------------------------------------ faults that pass, and that last
+
+
+PASSING = ["SlowDown", "InternalError", "reset", "lose_answer", "cut", "cut_quietly"]
+
+
+def storage_behind(faulty: FaultyStore, **config: Any) -> Storage:
+    return Storage(StorageConfig(endpoint_url=faulty.endpoint, **config))
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_passing_fault_is_waited_for_in_every_use(
+    s3: Any, faulty: FaultyStore, fault: str
+) -> None:
+    storage, folder = storage_behind(faulty), Location(s3.bucket, "lib")
+    content = bytes(range(256)) * 40
+
+    def suffer(methods: str) -> None:
+        faulty.add(fault, methods=methods, n=2)
+
+    suffer("PUT")
+    storage.write(folder.child("a.mp3"), content)
+    suffer("GET")
+    assert storage.read(folder.child("a.mp3")) == content
+    suffer("GET")
+    assert storage.read_audio(folder.child("a.mp3").uri, max_bytes=10**6).content == content
+    suffer("GET")
+    assert [size for _, size, _ in storage.list_files(folder)] == [len(content)]
+    suffer("HEAD")
+    assert storage.exists(folder.child("a.mp3"))
+    assert not storage.exists(folder.child("b.mp3"))
+    suffer("PUT")
+    token = storage.write_if(folder.child("lease"), b"1", token=None)
+    assert token is not None
+    suffer("PUT GET")
+    assert storage.write_if(folder.child("lease"), b"2", token=token) is not None
+    suffer("GET")
+    assert storage.read_with_token(folder.child("none")) is None
+    suffer("DELETE")
+    storage.delete(folder.child("a.mp3"))
+    assert not storage.exists(folder.child("a.mp3"))
+    expected = 2 if fault.startswith("cut") else 14  # only answers with a body can be cut
+    assert faulty.suffered[fault] >= expected
+
+
+def test_a_body_cut_to_the_length_it_states_is_found_whatever_its_etag(
+    s3: Any, faulty: FaultyStore
+) -> None:
+    storage, content = storage_behind(faulty), os.urandom(6 * 1024 * 1024)
+    s3.put_object(Bucket=s3.bucket, Key="one", Body=content)
+    upload = s3.create_multipart_upload(Bucket=s3.bucket, Key="parts")["UploadId"]
+    parts = [
+        {"PartNumber": n, "ETag": s3.upload_part(
+            Bucket=s3.bucket, Key="parts", UploadId=upload, PartNumber=n, Body=piece)["ETag"]}
+        for n, piece in ((1, content[: 5 * 1024 * 1024]), (2, content[5 * 1024 * 1024 :]))
+    ]  # fmt: skip
+    s3.complete_multipart_upload(
+        Bucket=s3.bucket, Key="parts", UploadId=upload, MultipartUpload={"Parts": parts}
+    )
+    for key in ("one", "parts"):
+        with faulty.suffering("cut_quietly", key=key, n=3):
+            audio = storage.read_audio(f"s3://{s3.bucket}/{key}", max_bytes=10**8)
+        assert audio.content == content
+    assert faulty.suffered["cut_quietly"] == 6
+
+
+def test_bytes_that_are_not_those_of_the_etag_are_read_again_and_then_believed(s3: Any) -> None:
+    head = (
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n"
+        b'ETag: "0123456789abcdef0123456789abcdef"\r\n\r\n'
+    )
+    # Damaged, then as it is: of this store the etag only looks like an MD5.
+    answers = iter([head + b"01234?6789", head + b"0123456789", head + b"0123456789"])
+    with _Store(lambda: next(answers)) as endpoint:
+        storage = Storage(StorageConfig(endpoint_url=endpoint))
+        assert storage.read_audio("s3://bucket/a.mp3", max_bytes=100).content == b"0123456789"
+
+
+@pytest.mark.parametrize(("share", "above"), [(0.4, None), (1.0, 25)])
+def test_a_store_that_throttles_serves_many_readers_in_the_end(
+    s3: Any, faulty: FaultyStore, share: float, above: int | None
+) -> None:
+    storage = storage_behind(faulty)
+    uris = [f"s3://{s3.bucket}/{n}.mp3" for n in range(60)]
+    for n in range(60):
+        s3.put_object(Bucket=s3.bucket, Key=f"{n}.mp3", Body=b"%d" % n)
+    faulty.add("SlowDown", share=share, above=above)
+    with ThreadPoolExecutor(16) as readers:
+        found = list(readers.map(lambda uri: storage.read_audio(uri, max_bytes=9).content, uris))
+    assert found == [b"%d" % n for n in range(60)]
+    assert faulty.suffered["SlowDown"] > 10
+
+
+def test_a_store_that_throttles_for_ever_is_a_passing_reject(s3: Any, faulty: FaultyStore) -> None:
+    faulty.add("SlowDown")
+    storage = storage_behind(faulty, patience_seconds=1)
+    with pytest.raises(AudioError) as caught:
+        storage.read_audio(f"s3://{s3.bucket}/a.mp3", max_bytes=9)
+    assert (caught.value.reason, caught.value.message) == (
+        "storage_error",
+        "SlowDown from the store",
+    )
+    with pytest.raises(StorageError, match="SlowDown; the store turns requests away: try again"):
+        storage.read(Location(s3.bucket, "a.mp3"))
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "SignatureDoesNotMatch", "AccessDenied"])
+def test_who_is_not_let_in_is_told_at_once_and_no_secret_with_it(
+    s3: Any, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "test-session-token")
+    faulty.add(code)
+    storage, place = storage_behind(faulty), Location(s3.bucket, "x")
+    for use in (storage.read, storage.check_writable, lambda at: list(storage.list_files(at))):
+        with pytest.raises(StorageError, match=f"'s3://{s3.bucket}/.*': {code}; ") as caught:
+            use(place)
+        for secret in ("test-key-id", "test-secret-word", "test-session-token"):
+            assert secret not in str(caught.value)
+    assert faulty.suffered[code] == 3
+    assert reject_reason(storage, place.uri) == "access_denied"
+
+
+def test_an_endpoint_that_is_not_s3_is_refused(s3: Any, faulty: FaultyStore) -> None:
+    faulty.add("html")
+    storage = storage_behind(faulty, patience_seconds=1)
+    with pytest.raises(StorageError, match="the answer is not S3's; check the endpoint"):
+        list(storage.list_files(Location(s3.bucket, "x")))
+
+
+def test_versions_are_looked_up_where_a_listing_is_stale(s3: Any, faulty: FaultyStore) -> None:
+    storage = storage_behind(faulty)
+    s3.put_object(Bucket=s3.bucket, Key="lib/old.mp3", Body=b"1")
+    faulty.add("stale", seconds=3600)
+    storage.write(Location(s3.bucket, "lib/new.mp3"), b"2")
+    storage.delete(Location(s3.bucket, "lib/old.mp3"))
+    listed = [found.path for found, _, _ in storage.list_files(Location(s3.bucket, "lib"))]
+    assert listed == ["lib/old.mp3"]
+    uris = [f"s3://{s3.bucket}/lib/{name}.mp3" for name in ("new", "none")]
+    etag = s3.head_object(Bucket=s3.bucket, Key="lib/new.mp3")["ETag"].strip('"')
+    assert storage.audio_versions(uris) == [etag, ""]
+
+
+@pytest.mark.parametrize("uri", ["s3://KEY:password@bucket/x", "s3a://KEY:pass/word@bucket/x"])
+def test_a_uri_that_holds_credentials_is_refused_without_them(uri: str) -> None:
+    with pytest.raises(StorageError, match="must not hold credentials") as caught:
+        parse_uri(uri)
+    assert "word@" not in str(caught.value)
+
+
+def test_an_endpoint_that_holds_credentials_is_refused_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:pass/word@localhost:9000")
+    with pytest.raises(StorageError, match="must not hold credentials") as caught:
+        Storage(StorageConfig()).read(Location("bucket", "x"))
+    assert "word@" not in str(caught.value)

@@ -23,6 +23,7 @@ from mer_batch.storage import Location, Storage, parse_uri
 
 _COMMIT_SECONDS = 5.0
 _DONE = {"scores": "scored", "features": "extracted"}
+_WRITTEN = {"scores": ("scores", "enriched"), "features": ("features",)}
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,13 @@ def opened(
         It cannot be written.
     """
     output = parse_uri(config.output.uri)
-    storage.check_writable(output)
+    storage.check_writable(output, below=[*_WRITTEN[product], "runs", "rejects"])
     held = Run(
         storage, output, config, lease_seconds=config.output.lease_seconds, tell=console.print
     )
     with StopSignals() as signals, held as this_run:
         ledger = Ledger(storage, output, catalog.id_type, product=product)
+        this_run.lease.check()
         ledger.fence(this_run.lease.generation)
         yield Session(
             config, console, storage, output, catalog, ledger, this_run, signals, _DONE[product]

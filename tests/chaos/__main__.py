@@ -20,65 +20,32 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import boto3
 from rich.console import Console
 from rich.table import Table
 
 from mer_batch.steps import STEPS
+from tests.chaos.cases import Case, Kind, Place, chosen
 from tests.chaos.crash import VICTIMS, Point, crash, finish, pause
 from tests.chaos.world import Command, World
 from tests.s3_server import serving_s3
 
-Place = Literal["disk", "store"]
-#: What a run has to do: publish only, score from features, decode and score, decode and keep.
-Kind = Literal["publish", "rescore", "decode", "extract"]
-
 # A complete check after so many crashes at most.
 _LONGEST_CHAIN = 5
+# With so many points no step may be left out.
+_THOROUGH = 200
 
-_STORE_ONLY = {"marker_removed"}
-_DISK_ONLY = {"night_to_place", "night_placed", "night_cleared", "file_to_place"}
-_FIRST_RUN = {"table_made"}
-# What must be brought about.
-_SPECIAL = {"lease_lost", "part_to_sweep", *_FIRST_RUN}
-_WORKERS = (
-    "block_begun",
-    "track_given",
-    "track_done",
-    "part_to_write",
-    "part_written",
-    "block_done",
-)
-_RESCORING = ("rescore_begun", "track_done", "part_to_write", "part_written", "block_done")
-_COMMITTING = (
-    "report_taken", "rejects_to_commit", "rejects_committed", "parts_to_commit", "parts_committed",
-)  # fmt: skip
+# Steps that only a run comes to which finds one that was cut short.
 _SWEEPING = {"sweep_to_begin", "parts_swept", "night_swept", "mark_forgotten"}
-_TWICE = {"fence_to_put", "fence_put", "file_to_place"}
 #: Past these a run has nothing left to commit: it may end well, however late it wakes up.
 _OVER = {
     "marker_written", "night_placed", "night_cleared", "traces_to_write", "traces_written",
     "mark_removed", "lease_released",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A crash in a run that has something to do of a kind; `points` follow on one another."""
-
-    kind: Kind
-    points: tuple[Point, ...]
-
-    @property
-    def command(self) -> Command:
-        return "extract" if self.kind == "extract" else "tag"
 
 
 @dataclass
@@ -90,76 +57,6 @@ class Survived:
     faults: list[str] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-# ------------------------------------------------------------------------------- what to try
-
-
-def cases(place: Place, rng: random.Random) -> dict[Kind, list[Case]]:
-    """Every case for a place, by what the run has to do."""
-    absent = (_DISK_ONLY if place == "store" else _STORE_ONLY) | _SPECIAL
-    work = {*_WORKERS, *_RESCORING, *_COMMITTING}
-    around = [step for step in STEPS if step not in work | absent]
-    found: dict[Kind, list[Case]] = {"publish": [], "rescore": [], "decode": [], "extract": []}
-
-    def add(kind: Kind, *points: Point) -> None:
-        found[kind].append(Case(kind, points))
-
-    for step in around:
-        nth = rng.randint(1, 6 if step == "file_to_place" else 2) if step in _TWICE else 1
-        add("rescore", Point(step, "driver", nth))
-        if step not in ("lease_renewed", "file_to_place"):
-            add("publish", Point(step, "driver"))
-        if place == "disk" and step != "lease_renewed":
-            add("publish" if rng.random() < 0.5 else "rescore", Point(step, "holder"))
-    for step in (*_RESCORING, *_COMMITTING, "part_to_sweep", "lease_lost"):
-        add("rescore", Point(step, "driver"))
-    for step in (*_COMMITTING[1:], "rescore_begun", "part_written"):
-        add("rescore", Point(step, "holder"))
-    for step, victim in product(_WORKERS, ("worker", "decoder", "raylet", "driver")):
-        kind: Kind = rng.choice(("decode", "extract"))
-        add(kind, Point(step, victim, rng.randint(1, 3)))  # type: ignore[arg-type]
-    for step in _COMMITTING:
-        add(rng.choice(("decode", "extract")), Point(step, "driver"))
-        if rng.random() < 0.5:
-            add(rng.choice(("decode", "extract")), Point(step, "raylet"))
-    # Two processes in a row, in one run.
-    for first, then in (("worker", "parts_to_commit"), ("decoder", "rejects_committed")):
-        early = Point(rng.choice(_WORKERS), first)  # type: ignore[arg-type]
-        add(rng.choice(("decode", "extract")), early, Point(then, "driver"))
-    for some in found.values():
-        rng.shuffle(some)
-    return found
-
-
-def chosen(n_points: int, seed: int) -> dict[tuple[Place, Kind], list[Case]]:
-    """As many cases as asked for: first one for every step and victim, then more of the same."""
-    rounds: list[list[tuple[Place, Case]]] = []
-    for number in range(1 + n_points // 50):
-        rng = random.Random(f"{seed}-{number}")
-        both = [
-            (place, case)
-            for place in ("disk", "store")
-            for some in cases(place, rng).values()  # type: ignore[arg-type]
-            for case in some
-        ]
-        rng.shuffle(both)
-        rounds.append(both)  # type: ignore[arg-type]
-    tried: Counter[tuple[str, str]] = Counter()
-    ranked: list[tuple[int, int, tuple[Place, Case]]] = []
-    for number, one in enumerate(pair for both in rounds for pair in both):
-        name = one[1].points[-1].step, one[1].points[-1].victim
-        ranked.append((tried[name], number, one))
-        tried[name] += 1
-    ranked.sort(key=lambda entry: entry[:2])
-    picked: dict[tuple[Place, Kind], list[Case]] = {}
-    n = 0
-    for _, _, (place, case) in ranked:
-        if n >= n_points:
-            break
-        n += len(case.points)
-        picked.setdefault((place, case.kind), []).append(case)
-    return picked
 
 
 # ------------------------------------------------------------------------------- going through it
@@ -314,7 +211,7 @@ def run_chain(
     place: Place,
     folder: Path,
     endpoint: str,
-    picked: dict[tuple[Place, Kind], list[Case]],
+    by_kind: dict[Kind, list[Case]],
     seed: int,
     survived: Survived,
 ) -> None:
@@ -330,7 +227,6 @@ def run_chain(
     world = World(
         folder / place, rng, output_uri=output_uri, endpoint=endpoint if output_uri else None
     )
-    by_kind = {kind: some for (where, kind), some in picked.items() if where == place}
     try:
         Chain(place, world, rng, survived).go(by_kind)
     except Exception:
@@ -340,15 +236,7 @@ def run_chain(
         survived.seen.update(world.watch.seen)
 
 
-def credentials() -> Iterator[tuple[str, str]]:
-    """What opens the S3 server, and nothing else that the environment says."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-        os.environ.pop(name, None)
-    yield "AWS_ACCESS_KEY_ID", "test-key-id"
-    yield "AWS_SECRET_ACCESS_KEY", "test-secret-word"
-
-
-def report(survived: Survived, seconds: float, seed: int) -> bool:
+def report(survived: Survived, seconds: float, n_points: int, seed: int) -> bool:
     """Print the table; whether all is well."""
     table = Table("step", *VICTIMS, title="crash points survived: on a disk + on an S3 server")
     totals = Counter((step, victim) for _, step, victim in survived.by_step.elements())
@@ -368,7 +256,10 @@ def report(survived: Survived, seconds: float, seed: int) -> bool:
         console.print(f"BROKEN: {fault}", markup=False)
     never = [s for s in STEPS if not any(totals[s, victim] for victim in VICTIMS)]
     console.print(f"steps never hit: {', '.join(never) or 'none'}")
-    return not survived.faults
+    looks = ", ".join(f"{n} {what}" for what, n in sorted(survived.seen.items()))
+    console.print(f"between crashes: {looks}")
+    is_thorough = n >= n_points and (n_points < _THOROUGH or not never)
+    return is_thorough and not survived.faults
 
 
 def main() -> int:
@@ -379,15 +270,16 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=220, help="crash points at least")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    os.environ.update(credentials())
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        os.environ.pop(name, None)
+    os.environ.update(AWS_ACCESS_KEY_ID="test-key-id", AWS_SECRET_ACCESS_KEY="test-secret-word")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     survived = Survived()
-    picked = chosen(options.points, options.seed)
     began = time.monotonic()
     with serving_s3() as endpoint, ThreadPoolExecutor(2) as chains:
-        for place in ("disk", "store"):
-            chains.submit(run_chain, place, folder, endpoint, picked, options.seed, survived)  # type: ignore[arg-type]
-    is_well = report(survived, time.monotonic() - began, options.seed)
+        for place, by_kind in chosen(options.points, options.seed).items():
+            chains.submit(run_chain, place, folder, endpoint, by_kind, options.seed, survived)
+    is_well = report(survived, time.monotonic() - began, options.points, options.seed)
     if is_well:
         shutil.rmtree(folder)
     else:

@@ -135,7 +135,8 @@ def _taken_over(world: World, command: Command, until: str | None) -> Iterator[N
         finally:
             breakpoints.clear()
             end(other)
-        world.check_complete(command)
+        # The one that slept may have marked itself open before it learnt of all this.
+        world.check_results(command)
 
 
 def finish(world: World, command: Command) -> None:

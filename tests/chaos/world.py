@@ -242,6 +242,11 @@ class World:
 
     def check_complete(self, command: Command) -> None:
         """What must hold when a run has come to its end."""
+        self.check_results(command)
+        self._check_leftovers()
+
+    def check_results(self, command: Command) -> None:
+        """The same, but that something may be left for the next run to clear up."""
         self.check_between()
         if command == "tag":
             self._check_night()
@@ -250,7 +255,6 @@ class World:
             self._check_features()
             self.has_features = True
         self._check_rejects("scores" if command == "tag" else "features")
-        self._check_leftovers()
 
     def _check_night(self) -> None:
         self._nights.add(self.run_date)
@@ -330,10 +334,17 @@ class World:
     # ------------------------------------------------------------------ looking
 
     def snapshot(self) -> dict[str, str]:
-        """Every file of the output that holds results, and its version."""
-        start = len(self.output.path) + 1
-        files = {f.path[start:]: version for f, _, version in self.storage.list_files(self.output)}
-        return {n: version for n, version in files.items() if not n.startswith("runs/")}
+        """Every file that is published and its version, and every part that a table names.
+
+        Not the tables' logs, as a commit that adds nothing changes nothing; nor parts that no
+        commit names, which whoever wrote them may take back.
+        """
+        folder, start = self.output.child("enriched"), len(self.output.path) + 1
+        is_there = self.storage.is_folder(folder)
+        files = self.storage.list_files(folder) if is_there else iter(())
+        published = {found.path[start:]: version for found, _, version in files}
+        tables = ("scores", "features", "rejects")
+        return published | {f"{name}/{part}": "" for name in tables for part in self._named(name)}
 
     def rows(self, table: str, columns: list[str] | None = None) -> pa.Table:
         """The rows of a table as any reader finds them."""

@@ -105,7 +105,7 @@ def test_a_folder_of_audio_in_s3_is_a_catalog(s3: Any, config: Path, run_cli: Ru
 def test_a_store_that_cannot_be_used_is_refused_before_work(
     config: Path, run_cli: Run, override: str, words: str
 ) -> None:
-    refused = run_cli("tag", config, override)
+    refused = run_cli("tag", config, override, "storage.patience_seconds=2")
     assert refused.returncode == 2
     assert words in refused.stderr
     assert "Traceback" not in refused.stderr
