@@ -166,13 +166,14 @@ class BlockRecord:
 
     def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:
         now = schema.utc_now()
+        before = "n_doubts" if error.reason in schema.DOUBTFUL_REASONS else "attempts"
         return {
             "track_id": track["track_id"],
             "audio_uri": track["audio_uri"],
             "audio_version": _version(track, version),
             "reason": error.reason,
             "message": error.message,
-            "attempts": track["attempts"] + 1,
+            "attempts": track[before] + 1,
             "first_run_id": track["first_run_id"] or self._job.run_id,
             "last_run_id": self._job.run_id,
             "first_seen": track["first_seen"] or now,

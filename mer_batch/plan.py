@@ -31,8 +31,9 @@ class Plan:
     with_versions : bool
         False under ``catalog.changes: ignore``: then `keys` name tracks only.
     pending : pa.Table
-        Tracks to do: ``track_id, audio_uri, audio_version, expected_seconds, attempts,
-        first_run_id, first_seen`` (the last three of an earlier reject, or 0 and null).
+        Tracks to do: ``track_id, audio_uri, audio_version, expected_seconds, attempts, n_doubts,
+        first_run_id, first_seen`` (the last four of an earlier reject, or 0 and null). `n_doubts`
+        are the attempts at this audio that ended for one of ``schema.DOUBTFUL_REASONS``.
     is_done, is_rejected : pa.ChunkedArray
         Whether a catalog row has its scores, or features; whether it is a reject that holds.
     n_replayed : int
@@ -285,7 +286,7 @@ def _versions(tracks: pa.Table, storage: Storage) -> pa.ChunkedArray:
 
 
 def _with_history(pending: pa.Table, rejects: pa.Table, identity: Identity) -> pa.Table:
-    """Add how often a pending track was rejected before, and since when.
+    """Add how often a pending track was rejected before, how often in doubt, and since when.
 
     What this extraction has seen of a track counts, or else the latest that has seen it.
     """
@@ -293,8 +294,14 @@ def _with_history(pending: pa.Table, rejects: pa.Table, identity: Identity) -> p
     order = [("is_own", "descending"), ("last_seen", "descending")]
     rejects = rejects.append_column("is_own", is_own).sort_by(order)  # the first counts
     at = pc.index_in(pending["track_id"], rejects["track_id"].combine_chunks())
-    history = rejects.select(["attempts", "first_run_id", "first_seen"]).take(at)
-    pending = pending.append_column("attempts", pc.fill_null(history["attempts"], 0))
+    history = rejects.take(at)
+    attempts = pc.fill_null(history["attempts"], 0)
+    # A crash of the decoder is a track's first, however often it was rejected for other reasons.
+    doubtful = pa.array(sorted(schema.DOUBTFUL_REASONS), pa.string())
+    is_same = pc.fill_null(pc.equal(history["audio_version"], pending["audio_version"]), True)
+    is_doubt = pc.and_(is_same, pc.is_in(history["reason"], doubtful))
+    pending = pending.append_column("attempts", attempts)
+    pending = pending.append_column("n_doubts", pc.if_else(is_doubt, attempts, 0))
     for name in ("first_run_id", "first_seen"):
         pending = pending.append_column(name, history[name])
     return pending

@@ -36,6 +36,7 @@ REASONS: dict[str, str] = {
 TRANSIENT_REASONS = frozenset({"storage_error", "access_denied"})
 
 #: Faults that may be the machine's: held against a track only when it fails so a second time.
+#: Of these, ``attempts`` counts no others.
 DOUBTFUL_REASONS = frozenset({"decoder_crash", "timeout", "memory_limit"})
 
 _TIME = pa.timestamp("us", tz="UTC")

@@ -29,17 +29,30 @@ Place = tuple[Storage, Location]
 
 TIMEOUT_SECONDS = 30.0
 TRACK: dict[str, Any] = {
-    "track_id": "a", "audio_uri": "/a", "audio_version": "1", "attempts": 0,
+    "track_id": "a", "audio_uri": "/a", "audio_version": "1", "attempts": 5, "n_doubts": 1,
+    "first_run_id": "r0", "first_seen": None,
 }  # fmt: skip
+
+
+def record_of(place: Place, run_id: str) -> BlockRecord:
+    product = Scores(b"", b"", "m")
+    job = Job(*place, run_id, Identity("f", "m", "e"), product, ChildLimits())
+    return BlockRecord(job, 0, pa.string())
 
 
 def written(place: Place, run_id: str) -> BlockReport:
     """The report of a block of one track."""
-    product = Scores(b"", b"", "m")
-    job = Job(*place, run_id, Identity("f", "m", "e"), product, ChildLimits())
-    record = BlockRecord(job, 0, pa.string())
+    record = record_of(place, run_id)
     record.add(TRACK, "1", dict.fromkeys(SCORE_COLUMNS, 0.25) | {"n_segments": 1})
     return record.finish()
+
+
+@pytest.mark.parametrize(("reason", "attempts"), [("silent", 6), ("decoder_crash", 2)])
+def test_doubts_are_counted_by_themselves(place: Place, reason: str, attempts: int) -> None:
+    record = record_of(place, "ours")
+    record.add(TRACK, "1", AudioError(reason, "as told"))
+    (row,) = record.finish().rejects
+    assert (row["attempts"], row["first_run_id"], row["last_run_id"]) == (attempts, "r0", "ours")
 
 
 def parts(place: Place) -> list[str]:

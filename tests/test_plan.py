@@ -115,7 +115,8 @@ def test_everything_is_pending_at_first(bench: Bench) -> None:
     assert (pending(plan), plan.n_done, plan.n_rejected) == (["b", "a"], 0, 0)
     assert plan.pending.to_pylist()[1] == {
         "track_id": "a", "audio_uri": f"{bench.folder}/a.mp3", "audio_version": "1",
-        "expected_seconds": 1.0, "attempts": 0, "first_run_id": None, "first_seen": None,
+        "expected_seconds": 1.0, "attempts": 0, "n_doubts": 0,
+        "first_run_id": None, "first_seen": None,
     }  # fmt: skip
 
 
@@ -205,6 +206,15 @@ def test_what_may_be_the_machines_fault_is_tried_once_more(bench: Bench, reason:
     assert pending(bench.plan(catalog)) == ["a"]
     bench.reject(("a", "1", reason), attempts=2)
     assert pending(bench.plan(catalog)) == []
+
+
+def test_only_doubts_about_the_same_audio_are_held_against_a_track(bench: Bench) -> None:
+    bench.reject(("same", "1", "timeout"), ("changed", "1", "timeout"), attempts=1)
+    bench.reject(("other fault", "1", "storage_error"), attempts=1)
+    catalog = bench.catalog({"same": "1", "changed": "2", "other fault": "1", "new": "1"})
+    assert bench.plan(catalog).pending["n_doubts"].to_pylist() == [1, 0, 0, 0]
+    unversioned = bench.plan(catalog, detect=False).pending
+    assert unversioned["n_doubts"].to_pylist() == [1, 1, 0, 0]
 
 
 def test_permanent_rejects_are_those_of_this_extraction(bench: Bench) -> None:
