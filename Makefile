@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment: nothing else has to be installed first.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench fuzz soak clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,6 +30,12 @@ bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one
 	$(BIN)/python -m tests.benchmarks.tagging
 	$(BIN)/python -m tests.benchmarks.rescoring
 	$(BIN)/python -m tests.benchmarks.training
+
+fuzz: $(VENV)/installed-test  ## Tag 20,000 broken files; MER_BATCH_DATA adds those of its corpus
+	$(BIN)/python -m tests.fuzz
+
+soak: $(VENV)/installed-test  ## Decode 50,000 tracks in one child and watch its memory
+	$(BIN)/python -m tests.fuzz.soak
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
