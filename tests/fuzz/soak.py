@@ -29,7 +29,7 @@ N_LOOKS = 25
 
 def tracks(n: int, *, broken_every: int = 10) -> Iterator[GivenTrack]:
     """Short pieces in turn; every tenth is a mutant, as errors leave things behind as well."""
-    whole = [mp3(compose(mood, 3, seconds=1.5)) for mood in MOODS]
+    whole = [mp3(compose(mood, 3, seconds=1.1)) for mood in MOODS]
     broken = [content for _, content in mutants(whole, 0, 200)]
     for number in range(n):
         pool = broken if number % broken_every == broken_every - 1 else whole
