@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment: nothing else has to be installed first.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test lint format bench chaos fuzz soak clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,6 +35,12 @@ bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one
 
 chaos: $(VENV)/installed-test  ## Kill -9 at every step of a run, hundreds of times; POINTS, SEED
 	$(BIN)/python -m tests.chaos --points $(POINTS) --seed $(SEED)
+
+fuzz: $(VENV)/installed-test  ## Tag 20,000 broken files; MER_BATCH_DATA adds those of its corpus
+	$(BIN)/python -m tests.fuzz
+
+soak: $(VENV)/installed-test  ## Decode 50,000 tracks in one child and watch its memory
+	$(BIN)/python -m tests.fuzz.soak
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

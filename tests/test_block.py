@@ -155,6 +155,19 @@ def test_many_readers_never_wait_for_one_another() -> None:
     assert most <= 100 + 2 * 150
 
 
+def test_the_size_is_known_before_a_track_is_read(place: tuple[Storage, Location]) -> None:
+    storage, folder = place
+    audio = folder.child("a.mp3")
+    storage.write(audio, b"x" * 1_000)
+    asked: list[int] = []
+    read = storage.read_audio(audio.uri, max_bytes=1_000, admit=asked.append)
+    assert (asked, len(read.content)) == ([1_000], 1_000)
+    room = Room(999)
+    room.close()
+    with pytest.raises(AudioError, match="no longer wanted"):
+        storage.read_audio(audio.uri, max_bytes=1_000, admit=lambda n: room.take(1, n))
+
+
 def test_a_catalog_of_large_files_does_not_fill_the_memory(tmp_path: Path) -> None:
     """They come to half a gigabyte, of which all but one would be held without a bound."""
     random = np.random.default_rng(0)

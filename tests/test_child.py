@@ -26,7 +26,7 @@ from mer_batch.feature_sets import feature_set
 from mer_batch.limits import ChildLimits
 from mer_batch.task import ExtractTask, GivenTrack, ScoreTask
 from tests.escape import EscapeTask, EscapingChild
-from tests.sounds import without_tag
+from tests.sounds import mp3, wav, without_tag
 from tests.test_checkpoint import save
 
 
@@ -154,6 +154,26 @@ def test_memory_is_limited(checkpoint: ScoreTask, short_mp3s: dict[str, bytes]) 
     child = Child(checkpoint, ChildLimits(memory_bytes=2_000_000))
     try:
         assert reason_of(child, short_mp3s["calm"] + bytes(50_000_000)) == "memory_limit"
+    finally:
+        child.close()
+
+
+def test_a_claim_of_hours_takes_no_memory(checkpoint: ScoreTask) -> None:
+    """Twelve hours of samples would be 8 GB; the child may take 50 MB."""
+    music = compose("calm", 1, seconds=3)
+    info, flac = mp3(music), wav(music, kind="FLAC", subtype="PCM_16")
+    pcm = wav(music, subtype="PCM_16")
+    lies = {
+        info: (b"Info", 8, (1_728_210).to_bytes(4, "big")),
+        flac: (b"fLaC", 22, (2**31).to_bytes(4, "big")),
+        pcm: (b"data", 4, (2**30).to_bytes(4, "little")),
+    }
+    child = Child(checkpoint, ChildLimits(memory_bytes=50_000_000))
+    try:
+        for whole, (name, offset, claim) in lies.items():
+            assert score_of(child, whole)["n_segments"] == 1
+            at = whole.index(name) + offset
+            assert reason_of(child, whole[:at] + claim + whole[at + 4 :]) == "truncated"
     finally:
         child.close()
 

@@ -117,7 +117,7 @@ def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
             if size == 0xFFFF_FFFF and long_size is not None:
                 size, field_bytes = long_size, 8
             claimed = size if 0 <= size < _UNKNOWN_FROM[field_bytes] else None
-            present = min(size, max(0, len(data) - position))
+            present = max(0, min(size, len(data) - position))
             return Container(magic, claimed, present, foreign_codec=foreign)
     return Container(magic, foreign_codec=foreign)
 
@@ -142,7 +142,7 @@ def _au(data: bytes, offset: int) -> Container:
         return Container(b".snd")
     begin, size = struct.unpack_from(">II", data, offset + 4)
     claimed = size if size < _UNKNOWN_FROM[4] else None
-    return Container(b".snd", claimed, min(size, max(0, len(data) - offset - begin)))
+    return Container(b".snd", claimed, max(0, min(size, len(data) - offset - begin)))
 
 
 def _ogg(data: bytes, offset: int) -> Container:

@@ -1,0 +1,264 @@
+"""What becomes of every odd kind of file: decided, and held here case by case."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mer_batch.audio.decode import TOLERANCE_SECONDS, AudioLimits
+from mer_batch.audio.mpeg import inspect_mpeg
+from mer_batch.compose import compose
+from mer_batch.errors import AudioError
+from mer_batch.extract import Extractor
+from mer_batch.feature_sets import feature_set
+from tests.sounds import mp3, sine, wav, without_tag
+
+EXTRACTOR = Extractor(feature_set("log_mel"), AudioLimits())
+MUSIC = compose("joyful", 5, seconds=4)
+STEREO = np.stack([MUSIC, 0.5 * MUSIC], axis=1)
+
+
+def outcome_of(audio_bytes: bytes, *, expected_seconds: float | None = None) -> float | str:
+    """Duration of a track that can be scored [s], or the reason why it cannot."""
+    try:
+        track = EXTRACTOR.extract(audio_bytes, expected_seconds=expected_seconds)
+    except AudioError as error:
+        return error.reason
+    assert np.isfinite(track.segments).all()
+    return track.duration_seconds
+
+
+def frames_of(audio_bytes: bytes) -> list[bytes]:
+    """The frames of an MP3 stream whose frames are all of one length."""
+    stream = inspect_mpeg(audio_bytes)
+    assert stream is not None
+    length = (stream.end - stream.offset) // (stream.n_frames + stream.has_tag)
+    assert (stream.end - stream.offset) % length == 0
+    return [audio_bytes[at : at + length] for at in range(stream.offset, stream.end, length)]
+
+
+def free_format(waveform: np.ndarray) -> bytes:
+    """A constant bitrate that no header names: all frames of one length, index 0."""
+    whole = frames_of(mp3(waveform, 48_000))[1:]
+    return b"".join(frame[:2] + bytes([frame[2] & 0x0F]) + frame[3:] for frame in whole)
+
+
+def layer_one(seconds: float) -> bytes:
+    """MPEG-1 Layer I, mono, 44.1 kHz, 128 kbit/s: noise in four of the bands."""
+    rng = random.Random(0)
+    frames = []
+    for _ in range(math.ceil(seconds * 44_100 / 384)):
+        bits = "".join("0111" if band < 4 else "0000" for band in range(32))  # 8 bits a sample
+        bits += "".join(f"{10:06b}" for _ in range(4))  # scale factors
+        bits += "".join(f"{rng.randrange(255):08b}" for _ in range(4 * 12))
+        body = int(bits.ljust(8 * ((len(bits) + 7) // 8), "0"), 2).to_bytes((len(bits) + 7) // 8)
+        length = 12 * 128_000 // 44_100 * 4
+        frames.append((b"\xff\xff\x40\xc0" + body).ljust(length, b"\0"))
+    return b"".join(frames)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def riff(code: int, n_channels: int, rate: int, bits: int, data: bytes, more: bytes = b"") -> bytes:
+    """A WAV file with this format chunk."""
+    block = max(1, n_channels * bits // 8)
+    fmt = struct.pack("<HHIIHH", code, n_channels, rate, rate * block, block, bits) + more
+    body = b"WAVE" + chunk(b"fmt ", fmt) + chunk(b"data", data)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def claim(audio_bytes: bytes, name: bytes, offset: int, value: int, form: str = ">I") -> bytes:
+    """The same file with another number at `offset` behind the first `name`."""
+    at = audio_bytes.index(name) + offset
+    packed = struct.pack(form, value)
+    return audio_bytes[:at] + packed + audio_bytes[at + len(packed) :]
+
+
+def id3(size: int, content: bytes = b"") -> bytes:
+    packed = bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\x04\x00\x00" + packed + content
+
+
+def ogg_of(first_packet: bytes) -> bytes:
+    """One Ogg page that begins and ends a stream."""
+    head = b"OggS\x00\x06" + bytes(8) + b"abcd" + bytes(8) + b"\x01" + bytes([len(first_packet)])
+    return head + first_packet
+
+
+def with_value(value: float, subtype: str = "FLOAT") -> bytes:
+    broken = MUSIC.astype(np.float64)
+    broken[1_000] = value
+    return wav(broken, subtype=subtype)
+
+
+PCM = wav(MUSIC, subtype="PCM_16")
+INFO = mp3(MUSIC)
+MONO, BOTH = without_tag(mp3(MUSIC)), without_tag(mp3(STEREO))
+APE = b"APETAGEX" + struct.pack("<4I8x", 2_000, 32, 0, 2**31)
+
+# What, its bytes, and what becomes of it: a reason, or the duration that is scored.
+DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
+    # Silence, constants, what is no number, loudness.
+    ("digital silence", lambda: mp3(0 * MUSIC), "silent"),
+    ("a constant", lambda: wav(np.full(99_999, 0.5, np.float32)), "silent"),
+    ("a constant with dither", lambda: wav(0.5 + 5e-5 * sine(2)), "silent"),
+    ("music on a constant", lambda: wav(0.3 + 0.5 * MUSIC), 4.0),
+    ("opposed channels", lambda: wav(np.stack([MUSIC, -MUSIC], axis=1)), "silent"),
+    ("one NaN", lambda: with_value(np.nan), "not_finite"),
+    ("one infinity", lambda: with_value(-np.inf), "not_finite"),
+    ("NaN in double", lambda: with_value(np.nan, "DOUBLE"), "not_finite"),
+    ("too large for single", lambda: with_value(1e300, "DOUBLE"), "not_finite"),
+    ("power past single", lambda: wav(MUSIC * np.float32(1e25)), "not_finite"),
+    ("clipped", lambda: wav(np.clip(20 * MUSIC, -1, 1), subtype="PCM_16"), 4.0),
+    ("far over full scale", lambda: wav(100 * MUSIC), 4.0),
+    # Rates and channels.
+    ("8 kHz mono", lambda: mp3(MUSIC[:16_000], 8_000), 2.0),
+    ("MPEG-2.5", lambda: mp3(MUSIC[:24_000], 12_000), 2.0),
+    ("MPEG-2", lambda: mp3(MUSIC[:48_000], 24_000), 2.0),
+    ("96 kHz", lambda: wav(np.repeat(MUSIC, 2), 96_000), 3.67),
+    ("192 kHz", lambda: wav(np.repeat(MUSIC, 4), 192_000, kind="FLAC", subtype="PCM_24"), 3.67),
+    ("655 kHz", lambda: riff(1, 1, 655_350, 16, PCM[44:] * 4), "decode_error"),
+    ("1 Hz", lambda: riff(1, 1, 1, 16, PCM[44:1_044]), "decode_error"),
+    ("0 channels", lambda: riff(1, 0, 44_100, 16, PCM[44:]), "decode_error"),
+    ("8 channels", lambda: wav(np.tile(MUSIC[:, None], 8)), 4.0),
+    ("32 channels", lambda: wav(np.tile(MUSIC[:, None], 32)), "decode_error"),
+    ("0 Hz", lambda: riff(1, 1, 0, 16, PCM[44:]), "decode_error"),
+    # Kinds of MPEG audio.
+    ("Layer I", lambda: layer_one(3), 3.0),
+    ("free format", lambda: free_format(MUSIC), 3.67),
+    ("variable bitrate", lambda: mp3(MUSIC, mode="VARIABLE"), 4.0),
+    ("bitrate changes, no tag", lambda: MONO + without_tag(mp3(MUSIC, quality=0.9)), 8.0),
+    ("rate changes", lambda: MONO + without_tag(mp3(MUSIC, 48_000)), "decode_error"),
+    ("mono, then stereo", lambda: MONO + BOTH, "decode_error"),
+    ("stereo, then mono", lambda: BOTH + MONO, "decode_error"),
+    ("Layer III, then I", lambda: MONO + layer_one(3), "decode_error"),
+    ("two files in one", lambda: INFO + INFO, 8.05),
+    ("one frame", lambda: frames_of(mp3(MUSIC, 48_000))[5], "too_short"),
+    ("a tag frame alone", lambda: mp3(MUSIC, 48_000)[: len(frames_of(mp3(MUSIC, 48_000))[0])],
+     "truncated"),
+    # What headers claim.
+    ("45,145 s in a tag", lambda: claim(INFO, b"Info", 8, 1_728_210), "truncated"),
+    ("no frames in a tag", lambda: claim(INFO, b"Info", 8, 0), 4.05),
+    ("few frames in a tag", lambda: claim(INFO, b"Info", 8, 40), 4.05),
+    ("a tag without a count", lambda: claim(INFO, b"Info", 4, 0), 4.05),
+    ("WAV: more than there is", lambda: claim(PCM, b"data", 4, 2**30, "<I"), "truncated"),
+    ("WAV: written to a pipe", lambda: claim(PCM, b"data", 4, 2**32 - 1, "<I"), 4.0),
+    ("WAV: nothing claimed", lambda: claim(PCM, b"data", 4, 0, "<I"), "too_short"),
+    ("WAV: no data chunk", lambda: PCM[:36], "decode_error"),
+    ("WAV: a header alone", lambda: PCM[:44], "truncated"),
+    ("FLAC: more than there is", lambda: claim(wav(MUSIC, kind="FLAC", subtype="PCM_16"),
+                                               b"fLaC", 22, 2**31), "truncated"),
+    # Tags and junk around the stream.
+    ("ID3v2 in front", lambda: id3(2_000, b"\xff\xfb\x90\x00" * 500) + INFO, 4.0),
+    ("ID3v2 of 256 MiB", lambda: id3(2**28 - 1) + INFO, 4.0),
+    ("ID3v2, 20,000 times", lambda: id3(0) * 20_000 + INFO, 4.0),
+    ("APE and ID3v1 behind", lambda: INFO + bytes(2_000) + APE + b"TAG" + bytes(125), 4.0),
+    ("Lyrics3 behind", lambda: INFO + b"LYRICSBEGIN" + bytes(50) + b"000061LYRICS200", 4.0),
+    ("junk in front", lambda: random.Random(1).randbytes(200_000) + INFO, 4.0),
+    ("ID3v2 before FLAC", lambda: id3(20, bytes(20)) + wav(MUSIC, kind="FLAC", subtype="PCM_16"),
+     4.0),
+    ("ID3v1 behind FLAC", lambda: wav(MUSIC, kind="FLAC", subtype="PCM_16") + b"TAG" + bytes(125),
+     4.0),
+    ("ID3v2 before WAV", lambda: id3(20, bytes(20)) + PCM, 4.0),
+    # Containers.
+    ("WAV, extensible", lambda: wav(MUSIC, kind="WAVEX", subtype="PCM_24"), 4.0),
+    ("WAV, ADPCM", lambda: wav(MUSIC, subtype="IMA_ADPCM"), 4.0),
+    ("WAV, double", lambda: wav(MUSIC, subtype="DOUBLE"), 4.0),
+    ("WAV, mu-law", lambda: wav(MUSIC, subtype="ULAW"), 4.0),
+    ("WAV, AAC inside", lambda: riff(0xFF, 1, 44_100, 16, bytes(9_999)), "unsupported_codec"),
+    ("Ogg, Opus", lambda: wav(MUSIC, 48_000, kind="OGG", subtype="OPUS"), 3.67),
+    ("Ogg, Speex", lambda: ogg_of(b"Speex   1.2"), "unsupported_codec"),
+    ("Ogg, one behind another", lambda: 2 * wav(MUSIC, kind="OGG", subtype="VORBIS"),
+     "decode_error"),
+    ("FLAC, one behind another", lambda: 2 * wav(MUSIC, kind="FLAC", subtype="PCM_16"),
+     "decode_error"),
+    # No audio.
+    ("all 0xFF", lambda: b"\xff" * 1_000_000, "not_audio"),
+    ("all zero", lambda: bytes(1_000_000), "not_audio"),
+    ("false frame headers", lambda: b"\xff\xfb\x90\x00" * 600_000, "decode_error"),
+    ("MP4", lambda: bytes(4) + b"ftypM4A " + bytes(999), "unsupported_codec"),
+    ("an AppleDouble file", lambda: b"\x00\x05\x16\x07" + bytes(4_000), "not_audio"),
+    ("nothing", bytes, "empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("made, decided", [pytest.param(m, d, id=name) for name, m, d in DECIDED])
+def test_decided(made: Callable[[], bytes], decided: str | float) -> None:
+    outcome = outcome_of(made())
+    if isinstance(decided, str):
+        assert outcome == decided
+    else:
+        # Without an encoder's tag its delay and padding count as well: a twentieth of a second.
+        assert outcome == pytest.approx(decided, abs=0.15)
+
+
+WITH_A_LENGTH = {
+    "MP3 with a tag": mp3(MUSIC),
+    "MP3, variable": mp3(STEREO, mode="VARIABLE"),
+    **{
+        f"{kind} {subtype}": wav(
+            MUSIC, 48_000 if subtype == "OPUS" else 44_100, kind=kind, subtype=subtype
+        )
+        for kind, subtype in (
+            ("WAV", "PCM_16"), ("WAV", "IMA_ADPCM"), ("WAV", "ALAW"), ("WAVEX", "PCM_24"),
+            ("RF64", "PCM_16"), ("W64", "FLOAT"), ("AIFF", "PCM_16"), ("AU", "PCM_16"),
+            ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_A_LENGTH)
+@given(kept=st.floats(0, 1))
+@settings(max_examples=15, deadline=None)
+def test_no_cut_file_is_scored(name: str, kept: float) -> None:
+    """Cut at any byte: whatever is scored lacks no more than half a second."""
+    whole = WITH_A_LENGTH[name]
+    outcome = outcome_of(whole[: int(kept * len(whole))])
+    seconds = soundfile.info(io.BytesIO(whole)).duration
+    if not isinstance(outcome, str):
+        assert outcome >= seconds - TOLERANCE_SECONDS - 0.01
+
+
+@pytest.mark.parametrize("name", WITH_A_LENGTH)
+def test_a_file_cut_in_the_middle_is_truncated(name: str) -> None:
+    whole = WITH_A_LENGTH[name]
+    assert outcome_of(whole) == pytest.approx(soundfile.info(io.BytesIO(whole)).duration, abs=0.06)
+    assert outcome_of(whole[: len(whole) // 2]) == "truncated"
+
+
+@pytest.mark.parametrize("made", [lambda: MONO, lambda: free_format(MUSIC), lambda: layer_one(4)])
+def test_the_catalog_tells_of_a_cut_that_the_file_hides(made: Callable[[], bytes]) -> None:
+    whole = made()
+    cut = whole[: len(whole) // 2]
+    seconds = outcome_of(cut)
+    assert isinstance(seconds, float)
+    assert outcome_of(cut, expected_seconds=2 * seconds) == "truncated"
+    assert outcome_of(whole, expected_seconds=2 * seconds) == pytest.approx(2 * seconds, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "pattern, reason",
+    [
+        (b"\xff", "not_audio"),
+        (b"\xff\xfb\x90\x00", "decode_error"),  # a header at every fourth byte, and no stream
+        (b"\xff\xfb", "not_audio"),
+        (b"ID3\x04\0\0\0\0\0\0", "not_audio"),
+        (b"OggS\0\0" + bytes(21), "decode_error"),
+        (b"junk\0\0\0\0", "not_audio"),
+    ],
+)
+def test_a_file_made_to_waste_time_is_seen_through(pattern: bytes, reason: str) -> None:
+    """To try every byte of it would take half a minute and more."""
+    assert outcome_of(pattern * (64 * 1024 * 1024 // len(pattern))) == reason
