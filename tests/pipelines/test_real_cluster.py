@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.pipelines.test_crash import N_TRACKS, check_exactly_once, committed, written
+from tests.pipelines.test_crash import N_TRACKS, check_exactly_once, committed
 
 pytest.importorskip("aiohttp", reason="needs ray[default]: the job server")
 
@@ -68,12 +68,16 @@ class Cluster:
         log = self._folder / f"node-{len(self._nodes)}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                [BIN / "ray", "start", "--block", "--object-store-memory=100000000", *arguments],
+                [
+                    BIN / "ray", "start", "--block", "--object-store-memory=100000000",
+                    # Its own: whichever Ray of this machine is first has the usual one.
+                    f"--dashboard-agent-listen-port={free_port()}", *arguments,
+                ],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )
+            )  # fmt: skip
         node = psutil.Process(process.pid)
         self._nodes.append(node)
         wait_until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
