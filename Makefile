@@ -32,7 +32,7 @@ bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one
 	$(BIN)/python -m tests.benchmarks.training
 
 audit: $(VENV)/audit/installed  ## Look the pinned versions up among known vulnerabilities (needs the network)
-	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip || { \
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict || { \
 		echo 'audit: a version has a known fault, or the advisories could not be fetched: see above'; \
 		exit 1; }
 
