@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment: nothing else has to be installed first.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos fuzz soak clean
+.PHONY: help demo test lint format bench chaos fuzz soak audit clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,6 +42,11 @@ fuzz: $(VENV)/installed-test  ## Tag 20,000 broken files; MER_BATCH_DATA adds th
 soak: $(VENV)/installed-test  ## Decode 50,000 tracks in one child and watch its memory
 	$(BIN)/python -m tests.fuzz.soak
 
+audit: $(VENV)/audit/installed  ## Look the pinned versions up among known vulnerabilities (needs the network)
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict || { \
+		echo 'audit: a version has a known fault, or the advisories could not be fetched: see above'; \
+		exit 1; }
+
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -59,4 +64,9 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-lint: $(VENV)/installed-test
 	$(PIP) --editable '.[test,lint]'
+	touch $@
+
+$(VENV)/audit/installed: | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.9,<3'
 	touch $@

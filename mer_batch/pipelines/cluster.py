@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -99,8 +98,8 @@ def _start(config: RayConfig) -> None:
     except Exception as error:  # Ray raises plain ones too
         raise ClusterError(
             f"Ray cannot be started on this machine: {first_line(error)}; it needs free space in "
-            f"{tempfile.gettempdir()} and /dev/shm, and some hundred file handles (ulimit -n); "
-            "with ray.verbose=true it says more"
+            "its temporary folder (RAY_TMPDIR, TMPDIR or /tmp), in /dev/shm and in the home "
+            "folder, and some hundred file handles (ulimit -n); with ray.verbose=true it says more"
         ) from error
 
 

@@ -1,0 +1,125 @@
+"""What the manifests, the image and the pinned versions promise."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).parents[1]
+MANIFESTS = sorted((REPOSITORY / "configs" / "kubernetes").glob("*.yaml"))
+PINNED = dict(
+    line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+)
+
+
+def objects(kind: str) -> list[dict[str, Any]]:
+    found = [o for path in MANIFESTS for o in yaml.safe_load_all(path.read_text())]
+    return [o for o in found if o["kind"] == kind]
+
+
+def pods() -> Iterator[dict[str, Any]]:
+    """The specification of every pod that the manifests lead to."""
+    for cluster in objects("RayCluster"):
+        yield cluster["spec"]["headGroupSpec"]["template"]
+        for group in cluster["spec"]["workerGroupSpecs"]:
+            yield group["template"]
+    for job in objects("CronJob"):
+        yield job["spec"]["jobTemplate"]["spec"]["template"]
+
+
+def containers() -> list[dict[str, Any]]:
+    return [container for pod in pods() for container in pod["spec"]["containers"]]
+
+
+def test_the_cluster_asks_for_a_token_and_runs_the_ray_that_is_tested() -> None:
+    (cluster,) = objects("RayCluster")
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    assert cluster["spec"]["rayVersion"] == PINNED["ray"]
+
+
+def test_nights_do_not_overlap_and_bring_the_clusters_token() -> None:
+    (nightly,) = objects("CronJob")
+    assert nightly["spec"]["concurrencyPolicy"] == "Forbid"
+    (container,) = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert "--no-wait" not in container["command"], "the pod must last as long as the night"
+    environment = {entry["name"]: entry for entry in container["env"]}
+    assert environment["RAY_AUTH_MODE"]["value"] == "token"
+    (cluster,) = objects("RayCluster")
+    named = {"name": cluster["metadata"]["name"], "key": "auth_token"}
+    assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == named
+    assert f"http://{cluster['metadata']['name']}-head-svc:8265" in str(container["command"])
+
+
+def test_no_pod_has_more_rights_than_it_needs() -> None:
+    assert len(list(pods())) == 3
+    for pod in pods():
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["terminationGracePeriodSeconds"] >= 30
+    for container in containers():
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+        assert {"/tmp", "/home/mer_batch"} <= {m["mountPath"] for m in container["volumeMounts"]}
+
+
+def test_every_pod_is_behind_the_network_policy() -> None:
+    (policy,) = objects("NetworkPolicy")
+    chosen = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert {"Ingress", "Egress"} == set(policy["spec"]["policyTypes"])
+    assert all(chosen <= pod["metadata"]["labels"].items() for pod in pods())
+    blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule.get("to", ())
+              if "ipBlock" in to]  # fmt: skip
+    assert all("169.254.0.0/16" in block["except"] for block in blocks), "no metadata service"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_no_secret_is_written_down(path: Path) -> None:
+    assert objects("Secret") == []
+    for container in containers():
+        for entry in container.get("env", ()):
+            if re.search("TOKEN|SECRET|KEY|PASSWORD", entry["name"]):
+                assert set(entry) == {"name", "valueFrom"}
+    assert not re.search(r"AKIA[0-9A-Z]{16}|aws_secret_access_key|auth_token:", path.read_text())
+
+
+def test_what_the_manifests_run_is_a_configuration_that_is_accepted() -> None:
+    from mer_batch.config import TagConfig, parse_config
+
+    (shared,) = objects("ConfigMap")
+    content = yaml.safe_load(shared["data"]["tag.yaml"])
+    assert parse_config(TagConfig, content, origin="tag.yaml").output.uri.startswith("s3://")
+
+
+def test_the_image_is_pinned_and_not_roots() -> None:
+    lines = (REPOSITORY / "configs" / "docker" / "Dockerfile").read_text().splitlines()
+    assert re.fullmatch(r"FROM python:3\.11-slim", next(x for x in lines if x[:5] == "FROM "))
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] not in ("0", "root")
+    text = "\n".join(lines).replace("\\\n", "")
+    installs = re.findall(r"pip install .*", text)
+    assert len(installs) == 2
+    assert all("--constraint constraints.txt" in line for line in installs)
+    for copied in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+        assert all((REPOSITORY / name).exists() for name in copied.split())
+
+
+def test_every_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    names = {name.lower().replace("_", "-"): version for name, version in PINNED.items()}
+    for line in [*project["dependencies"], *extras]:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(names[wanted.name.lower()]), line
