@@ -426,7 +426,7 @@ def reject_reasons(storage: Storage, output: Location) -> dict[str, int]:
     """
     location = output.child("rejects")
     table = open_table(storage, location)
-    paths = part_paths(table) if table is not None else []
+    paths = part_paths(storage, location, table) if table is not None else []
     if not paths:
         return {}
     rows = pads.dataset(
