@@ -83,6 +83,14 @@ def test_a_run_that_stops_says_why_and_keeps_its_mark(
         assert later.cut_short() == []
 
 
+def test_a_run_that_may_leave_parts_is_looked_after_by_the_next(place: Place) -> None:
+    with open_run(place) as run:
+        run.may_leave_parts = True
+    assert read_json(place, "runs", run.run_id, "manifest.json")["state"] == "complete"
+    with open_run(place) as later:
+        assert later.cut_short() == [run.run_id]
+
+
 def test_runs_that_were_cut_short_are_found_in_their_order(place: Place) -> None:
     storage, output = place
     names = ["20260102T000000Z-bbbbbb", "20260101T000000Z-aaaaaa"]
@@ -128,13 +136,13 @@ def test_moments_sort_as_text() -> None:
 # ------------------------------------------------------------------ signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_becomes_interrupted_and_handlers_come_back(number: signal.Signals) -> None:
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(Interrupted, match=f"stopped by {number.name}"), StopSignals():
         os.kill(os.getpid(), number)
         raise AssertionError("the signal must stop this")
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_a_deferred_signal_waits_for_the_end_of_its_stretch() -> None:

@@ -6,17 +6,18 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from tests.pipelines.conftest import table
 from tests.pipelines.test_crash import committed, wait_for, written
-from tests.pipelines.test_crash import start as start_run
 
 Run = Callable[..., Any]
 
@@ -54,6 +55,24 @@ def fill(disk: Path, *, leave_bytes: int = 0) -> Path:
     return ballast
 
 
+def enlarge(config: Path, long_mp3: bytes) -> int:
+    """Add tracks that take some seconds; returns how many there are now."""
+    folder = Path(yaml.safe_load(config.read_text())["catalog"]["uri"])
+    for number in range(152):
+        (folder / f"{number:03}.mp3").write_bytes(long_mp3)
+    return 160
+
+
+def start(config: Path) -> subprocess.Popen[Any]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def check_refusal(done: Any, *, exit_code: int, words: str) -> None:
     assert done.returncode == exit_code, done.stderr
     assert words in done.stderr
@@ -84,21 +103,50 @@ def test_an_output_that_is_full_or_read_only_is_refused_before_work(
 def test_a_disk_that_fills_up_meanwhile_costs_what_is_not_finished(
     disk: Path, config: Path, run_cli: Run, long_mp3: bytes
 ) -> None:
-    content = yaml.safe_load(config.read_text())
-    n_tracks = 240
-    for number in range(n_tracks - 8):
-        (Path(content["catalog"]["uri"]) / f"{number:03}.mp3").write_bytes(long_mp3)
+    n_tracks = enlarge(config, long_mp3)
     output = disk / "out"
-    with start_run(config) as run:
+    with start(config) as run:
         assert wait_for(lambda: committed(output), run)
         ballast = fill(disk)
-        assert run.wait(timeout=240) == 1
+        _, said = run.communicate(timeout=240)
+    assert run.returncode == 1, said
+    (line,) = [line for line in said.splitlines() if line.startswith("mer-batch: ")]
+    assert str(output) in line
+    assert "free some space" in line or "No space left" in line
+    assert "Traceback" not in said
     kept = committed(output)
     assert kept
     assert not list(output.glob("enriched/run_date=*"))
     ballast.unlink()
     done = run_cli("tag", config)
     assert done.returncode == 0, done.stderr
+    assert kept <= committed(output)
+    check_whole(output, n_tracks)
+
+
+def test_asked_to_stop_while_decoders_hang_it_gives_them_up(
+    disk: Path, config: Path, run_cli: Run, long_mp3: bytes
+) -> None:
+    n_tracks = enlarge(config, long_mp3)
+    output = disk / "out"
+    with start(config) as run:
+        assert wait_for(lambda: committed(output), run)
+        hanging = [
+            process
+            for process in psutil.Process(run.pid).children(recursive=True)
+            if "mer_batch.child" in process.cmdline()
+        ]
+        for process in hanging:
+            process.suspend()
+        run.terminate()
+        # 30 s are what a pre-empted machine is given; this one may be busy.
+        _, said = run.communicate(timeout=90)
+    assert run.returncode == 130, said
+    assert said == "mer-batch: stopped by SIGTERM; finished work is committed\n"
+    assert hanging
+    assert not psutil.wait_procs(hanging, timeout=20)[1], "decoders outlived the run"
+    kept = committed(output)
+    assert run_cli("tag", config).returncode == 0
     assert kept <= committed(output)
     check_whole(output, n_tracks)
 

@@ -1,0 +1,50 @@
+"""Where every command begins: it can be stopped before it holds anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_work_ends_it_in_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    config = tmp_path / "tag.yaml"
+    os.mkfifo(config)  # read for as long as we like
+    with subprocess.Popen(
+        [sys.executable, "-m", "mer_batch", "tag", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        writer = opened_by_a_reader(config)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        os.close(writer)
+    assert process.returncode == 130
+    assert said == f"mer-batch: stopped by {number.name}\n"
+
+
+def opened_by_a_reader(fifo: Path) -> int:
+    for _ in range(1200):
+        with contextlib.suppress(OSError):
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
+    raise AssertionError("nobody has opened it for a minute")
+
+
+def test_nohup_is_heeded() -> None:
+    program = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from mer_batch.run import StopSignals\n"
+        "with StopSignals() as signals:\n"
+        "    signal.raise_signal(signal.SIGHUP)\n"
+        "    assert not signals.was_asked\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
