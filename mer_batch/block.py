@@ -271,7 +271,7 @@ class BlockWorker:
         self, tracks: list[dict[str, Any]], room: Room
     ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
         """The tracks in order, the next ones being fetched meanwhile."""
-        fetch_audio = functools.partial(
+        read_audio = functools.partial(
             self._job.storage.read_audio,
             max_bytes=self._job.limits.audio.max_bytes,
             folders=self._job.folders,
@@ -282,13 +282,20 @@ class BlockWorker:
         ):
             waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
             for number, track in enumerate(tracks):
-                admit = functools.partial(room.take, number)
-                fetch = readers.submit(fetch_audio, track["audio_uri"], admit=admit)
-                waiting.append((track, fetch))
+                read = functools.partial(read_audio, track["audio_uri"])
+                waiting.append((track, readers.submit(room.fill, number, read)))
                 if len(waiting) > _READ_AHEAD:
                     yield waiting.popleft()
             while waiting:  # not `yield from`: it would hold them all to the end
                 yield waiting.popleft()
+
+
+class NoRoomError(Exception):
+    """There is no room for a track yet; how many bytes it needs."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__(n_bytes)
+        self.n_bytes = n_bytes
 
 
 class Room:
@@ -308,14 +315,37 @@ class Room:
         self._wanted = -1
         self._is_closed = False
 
+    def fill(self, number: int, read: Callable[..., AudioObject]) -> AudioObject:
+        """Read a track, waiting for room if there is none.
+
+        `read` is called with `admit`. While we wait nothing is open: a connection that nobody
+        reads from is closed by the store, and its retries have run out when it is our turn.
+        """
+        while True:
+            try:
+                return read(admit=functools.partial(self.take_at_once, number))
+            except NoRoomError as error:
+                self.take(number, error.n_bytes)
+
     def take(self, number: int, n_bytes: int) -> None:
         """Wait until the track of this number, counted from 0, may be read."""
         with self._changed:
             self._held.pop(number, None)  # read once more after a fault
             self._changed.wait_for(lambda: self._has_room(number, n_bytes))
-            if self._is_closed:
-                raise AudioError("storage_error", "no longer wanted")
-            self._held[number] = n_bytes
+            self._hold(number, n_bytes)
+
+    def take_at_once(self, number: int, n_bytes: int) -> None:
+        """Take room without waiting for it.
+
+        Raises
+        ------
+        NoRoomError
+        """
+        with self._changed:
+            self._held.pop(number, None)
+            if not self._has_room(number, n_bytes):
+                raise NoRoomError(n_bytes)
+            self._hold(number, n_bytes)
 
     def want(self, number: int) -> None:
         """Let a track in, and those before it, whatever they need."""
@@ -334,6 +364,11 @@ class Room:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def _hold(self, number: int, n_bytes: int) -> None:
+        if self._is_closed:
+            raise AudioError("storage_error", "no longer wanted")
+        self._held[number] = n_bytes
 
     def _has_room(self, number: int, n_bytes: int) -> bool:
         fits = sum(self._held.values()) + n_bytes <= self._most_bytes
