@@ -100,6 +100,8 @@ class BlockReport:
         Tracks now done that had a reject.
     left_ids : list
         Tracks that could not be done this way and are no rejects.
+    is_confined : bool or None
+        Whether the decoder could be cut off from the network and files; None where none was needed.
     """
 
     part_path: str | None
@@ -109,6 +111,7 @@ class BlockReport:
     rejects: list[dict[str, Any]]
     mended_ids: list[Any]
     left_ids: list[Any]
+    is_confined: bool | None = None
 
 
 class BlockRecord:
@@ -155,13 +158,13 @@ class BlockRecord:
         """Record that a track is to be done another way."""
         self._left_ids.append(track["track_id"])
 
-    def finish(self) -> BlockReport:
-        """Write the part and report."""
+    def finish(self, *, is_confined: bool | None = None) -> BlockReport:
+        """Write the part and report, also whether the decoder was confined."""
         path, n_bytes = self._write()
         reach("block_done")
         return BlockReport(
             path, n_bytes, self._part.n_rows, self._n_done,
-            self._rejects, self._mended_ids, self._left_ids,
+            self._rejects, self._mended_ids, self._left_ids, is_confined,
         )  # fmt: skip
 
     def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:
@@ -238,7 +241,7 @@ class BlockWorker:
         record = BlockRecord(self._job, number, block.schema.field("track_id").type)
         for track, version, outcome in self._outcomes(block.to_pylist()):
             record.add(track, version, outcome)
-        return record.finish()
+        return record.finish(is_confined=self._child.is_confined)
 
     def _outcomes(
         self, tracks: list[dict[str, Any]]
