@@ -432,10 +432,10 @@ def test_a_file_that_is_exchanged_while_it_is_looked_at_is_read_as_it_was(tmp_pa
 
 def test_what_is_no_regular_file_leaves_no_handle_open(tmp_path: Path) -> None:
     storage = Storage(StorageConfig())
-    before = len(os.listdir("/dev/fd"))
+    before = sum(1 for _ in Path("/dev/fd").iterdir())
     for _ in range(50):
         assert reject_reason(storage, str(tmp_path)) == "not_audio"
-    assert len(os.listdir("/dev/fd")) < before + 50
+    assert sum(1 for _ in Path("/dev/fd").iterdir()) < before + 50
 
 
 def test_a_file_that_may_not_be_read_is_access_denied(tmp_path: Path) -> None:
