@@ -73,6 +73,7 @@ class Work:
     def __init__(self, session: Session, job: Job, budget: Budget) -> None:
         self.n_done = self.n_rows = self.n_bytes = 0
         self.rejects: Counter[str] = Counter()
+        self._n_unconfined_blocks = 0
         self.seconds = 0.0
         self._session = session
         self._job = job
@@ -85,11 +86,17 @@ class Work:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._n_unconfined_blocks:
+            self._session.say(
+                f"decoders were not confined on {self._n_unconfined_blocks:,} blocks: "
+                "their system has no seccomp"
+            )
         n_tried = self.n_done + self.rejects.total()
         self._session.run.manifest.update(
             {f"n_{self._session.done}": self.n_done},
             n_rejected=dict(self.rejects),
             n_bytes=self.n_bytes,
+            n_unconfined_blocks=self._n_unconfined_blocks,
             work_seconds=round(self.seconds, 3),
             tracks_per_second=round(n_tried / max(self.seconds, 1e-3), 3),
         )
@@ -174,6 +181,7 @@ class Work:
         self.n_done += report.n_done
         self.n_rows += report.n_rows
         self.n_bytes += report.part_bytes
+        self._n_unconfined_blocks += report.is_confined is False
         self.rejects.update(reasons)
         self._committer.add(report)
         progress.add(report.n_done, reasons)
