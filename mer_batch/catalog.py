@@ -296,7 +296,11 @@ def _open(
     if kind == "audio":
         return _audio_table(location, chosen)
     if kind == "delta":
-        return delta_dataset(location, storage)
+        allowed = Roots.of(config.allowed_roots or [])
+        below = Roots.below(location)
+        return delta_dataset(
+            location, storage, may_read=lambda file: below.hold(file) or allowed.hold(file)
+        )
     needed = [config.id_column, config.audio_column]
     if kind == "parquet":
         return parquet_dataset(location, chosen, storage, needed=needed)

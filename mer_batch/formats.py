@@ -20,8 +20,8 @@ import pyarrow.dataset as pads
 import pyarrow.json as pajson
 
 from mer_batch.delta import open_table
-from mer_batch.errors import CatalogError
-from mer_batch.storage import Location, Storage, parse_uri
+from mer_batch.errors import CatalogError, StorageError
+from mer_batch.storage import SCHEME_PATTERN, Location, Storage, parse_uri
 
 _KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
@@ -318,13 +318,22 @@ def _refuse_lacking(
             raise CatalogError(f"{lacking[0]!r} has no column {name!r}, which other parts have")
 
 
-def delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
+def delta_dataset(
+    location: Location, storage: Storage, *, may_read: Callable[[Location], bool]
+) -> pads.Dataset:
     """The files of a Delta table's latest version, in the table's own schema.
+
+    Parameters
+    ----------
+    location : Location
+    storage : Storage
+    may_read : callable
+        Whether rows of a file may be published: a table's log may name any file.
 
     Raises
     ------
     CatalogError
-        Where the files do not hold just the table's rows.
+        Where the files do not hold just the table's rows, or lie where they must not.
     """
     table = open_table(storage, location)
     if table is None:
@@ -343,15 +352,33 @@ def delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
             "not hold just its rows; write it out as Parquet"
         )
     actions = pa.table(table.get_add_actions(flatten=True))
-    # A path is relative to the table, or a whole URI in a shallow clone.
-    paths = [str(path) for path in actions["path"].to_pylist()]
-    files = [parse_uri(p) if "://" in p else location.child(p) for p in paths]
+    files = [_named_file(location, str(path)) for path in actions["path"].to_pylist()]
+    strange = [f.uri for f in files if f.is_s3 != location.is_s3 or not may_read(f)]
+    if strange:
+        raise CatalogError(
+            f"{location.uri}: the log of the Delta table names {len(strange)} files that lie "
+            f"outside its folder, the first is {strange[0]!r}; write it out as Parquet, or name "
+            "their folder in catalog.allowed_roots, on the same kind of storage"
+        )
     return pads.dataset(
         [file.fs_path for file in files],
         filesystem=storage.filesystem(location),
         format="parquet",
         schema=pa.schema(table.schema().to_arrow()),
     )
+
+
+def _named_file(table: Location, path: str) -> Location:
+    """A file by its name in a table's log: relative, or a whole URI as in a shallow clone."""
+    if re.match(SCHEME_PATTERN, path) is None:
+        found = table.child(path)
+        return found if found.is_s3 else parse_uri(found.path)
+    try:
+        return parse_uri(path)
+    except StorageError as error:
+        raise CatalogError(
+            f"{table.uri}: the log of the Delta table is strange: {error}"
+        ) from error
 
 
 def unreadable_part(dataset: pads.Dataset) -> str | None:

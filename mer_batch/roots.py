@@ -52,6 +52,11 @@ class Roots:
         """
         return cls(tuple(_root(uri) for uri in uris))
 
+    @classmethod
+    def below(cls, folder: Location) -> Roots:
+        """A folder or prefix as the only root."""
+        return cls((Location(folder.bucket, folder.path.rstrip("/")),))
+
     @property
     def folders(self) -> tuple[str, ...]:
         """Those on local disks."""
@@ -63,6 +68,10 @@ class Roots:
             location = parse_uri(uri)
         except StorageError:
             return False
+        return self.hold(location)
+
+    def hold(self, location: Location) -> bool:
+        """Whether a location lies at or below one of the roots."""
         if location.is_s3 and ".." in location.path.split("/"):
             return False  # a store that is kept in folders might resolve it
         path = location.path if location.is_s3 else _normal_path(location.path).rstrip("/")

@@ -446,6 +446,48 @@ def test_a_delta_table_whose_files_hold_deleted_rows_is_refused(tmp_path: Path) 
     assert "deletionVectors" in refusal(tmp_path / "t")
 
 
+def name_another_file(storage: Storage, table: Location, path: str) -> None:
+    """Have a Delta table's only commit name a file of our choice."""
+    log = table.child("_delta_log", "0" * 20 + ".json")
+    actions = [json.loads(line) for line in storage.read(log).splitlines()]
+    for action in actions:
+        if "add" in action:
+            action["add"]["path"] = path
+    storage.write(log, "\n".join(map(json.dumps, actions)).encode())
+
+
+@pytest.mark.parametrize("path", ["{uri}/private.parquet", "../private.parquet", "a/../../p"])
+def test_a_delta_table_publishes_no_files_from_outside_its_folder(place: Place, path: str) -> None:
+    storage, folder = place
+    table, private = folder.child("t"), folder.child("private.parquet")
+    write_deltalake(table.uri, tracks(2), storage_options=storage.delta_options(table))
+    put_table(storage, private, tracks(3))
+    top = folder.uri if folder.is_s3 else f"file://{folder.uri}"
+    name_another_file(storage, table, path.format(uri=top))
+    with pytest.raises(CatalogError, match=r"names 1 files that lie outside its folder, the first"):
+        open_catalog(table.uri, storage)
+    with pytest.raises(CatalogError, match="names 1 files"):
+        open_catalog(table.uri, storage, allowed_roots=[f"{folder.uri}/elsewhere"])
+    if path.startswith("{"):  # as a shallow clone names them
+        clone = open_catalog(table.uri, storage, allowed_roots=[folder.uri])
+        assert clone.keys.num_rows == 3
+
+
+def test_a_delta_table_names_files_of_its_own_kind_of_storage_only(tmp_path: Path, s3: Any) -> None:
+    storage, far = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "lib/t")
+    near = parse_uri(str(tmp_path / "t"))
+    pq.write_table(tracks(1), tmp_path / "x.parquet")
+    roots = [str(tmp_path), f"s3://{s3.bucket}"]
+    ways = (f"file://{tmp_path}/x.parquet", f"file:{tmp_path}/x.parquet", "s3://other/x.parquet")
+    for table, way in [(far, ways[0]), (far, ways[1]), (near, ways[2])]:
+        options = storage.delta_options(table)
+        write_deltalake(table.uri, tracks(2), storage_options=options, mode="overwrite")
+        name_another_file(storage, table, way)
+        with pytest.raises(CatalogError, match="names 1 files"):
+            open_catalog(table.uri, storage, allowed_roots=[*roots, "s3://other"])
+        storage.delete(table.child("_delta_log", "0" * 20 + ".json"))
+
+
 # ------------------------------------------------------------------ keys
 
 
