@@ -121,7 +121,7 @@ class Roots:
         for root in self._tops:
             if root.is_s3:
                 yield f"s3://{root.bucket}/{root.path}".rstrip("/")
-            elif _is_text(root.path):
+            elif is_text(root.path):
                 yield root.path
                 yield f"file://{urllib.parse.quote(root.path)}"
                 if "%" not in root.path:
@@ -199,7 +199,7 @@ def _root(uri: str) -> Location:
     return Location(root.bucket, root.path.rstrip("/"))
 
 
-def _is_text(path: str) -> bool:
+def is_text(path: str) -> bool:
     """Whether a URI can spell it without an encoded byte."""
     try:
         path.encode()

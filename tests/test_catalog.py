@@ -383,6 +383,39 @@ def test_a_mixed_folder_is_audio_unless_columns_are_named(music: Path) -> None:
     assert open_catalog(music, format="parquet").keys.num_rows == 2
 
 
+def test_names_that_are_no_text_have_ids_that_no_other_name_has(tmp_path: Path) -> None:
+    names = [b"\xff.mp3", b"%FF.mp3", b"%25FF.mp3", b"%2525FF.mp3", b"two words\xe9.mp3",
+             "é.mp3".encode(), b"%C3%A9.mp3", b"100%.mp3", b"%ff.mp3", b"50%25.mp3"]  # fmt: skip
+    for name in names:
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(name)
+    keys = open_catalog(tmp_path).keys
+    found = {
+        Path(parse_uri(uri).path).read_bytes(): track_id
+        for track_id, uri in zip(
+            keys["track_id"].to_pylist(), keys["audio_uri"].to_pylist(), strict=True
+        )
+    }
+    assert found == {
+        b"\xff.mp3": "%FF.mp3",
+        b"%FF.mp3": "%25FF.mp3",
+        b"%25FF.mp3": "%2525FF.mp3",
+        b"%2525FF.mp3": "%252525FF.mp3",
+        b"two words\xe9.mp3": "two words%E9.mp3",
+        # Nothing that is no text could be taken for these.
+        "é.mp3".encode(): "é.mp3",
+        b"%C3%A9.mp3": "%C3%A9.mp3",
+        b"100%.mp3": "100%.mp3",
+        b"%ff.mp3": "%ff.mp3",
+        b"50%25.mp3": "50%25.mp3",
+    }
+
+
+def test_keys_of_a_store_are_their_own_ids(s3: Any) -> None:
+    storage, folder = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "lib")
+    storage.write(folder.child("%FF.mp3"), b"x")
+    assert open_catalog(folder.uri, storage).keys["track_id"].to_pylist() == ["%FF.mp3"]
+
+
 def test_an_output_inside_the_folder_of_audio_is_no_catalog(music: Path) -> None:
     write_deltalake(music / "out" / "scores", tracks(3))
     assert open_catalog(music).keys.num_rows == 8
