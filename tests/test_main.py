@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
 
 
