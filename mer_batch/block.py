@@ -200,15 +200,19 @@ class BlockRecord:
         return path, len(content)
 
     def _take_back_if_late(self, part: Location) -> None:
-        """A worker may outlive its driver: the next run has swept, and would not find this part.
+        """A worker may outlive its run: the sweeps of that run and of the next are over.
 
-        It takes the lease before it sweeps. So a part that the sweep has missed was written after
-        the lease had changed hands.
+        The run sweeps before it lets the lease go, the next one after it took it. So a part that
+        the sweeps have missed was written after the lease was let go, or had changed hands.
         """
-        holder = holder_of(self._job.storage, self._job.output)
-        if holder is not None and holder != self._job.run_id:
-            self._job.storage.delete(part)
-            raise LeaseError(f"run {holder} has taken the output over; nothing more is written")
+        held = holder_of(self._job.storage, self._job.output)
+        if held is None or held == (self._job.run_id, False):
+            return
+        holder, _ = held
+        self._job.storage.delete(part)
+        is_ours = holder == self._job.run_id
+        what = "has let the output go" if is_ours else "has taken the output over"
+        raise LeaseError(f"run {holder} {what}; nothing more is written")
 
 
 class BlockWorker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -21,13 +20,14 @@ class Night:
     Attributes
     ----------
     run_date : str
-    published_at : datetime
+    run_id : str
+        Of the run that published it. Run ids sort by time, all by the drivers' clocks.
     shares : dict of str to float
         Rejects by reason, as shares of its catalog.
     """
 
     run_date: str
-    published_at: datetime.datetime
+    run_id: str
     shares: dict[str, float]
 
     @classmethod
@@ -37,7 +37,7 @@ class Night:
         n_tracks = marker.get("n_scored", 0) + sum(rejects.values())
         return cls(
             run_date=marker["run_date"],
-            published_at=datetime.datetime.fromisoformat(marker["published_at"]),
+            run_id=marker["run_id"],
             shares={reason: count / n_tracks for reason, count in rejects.items()},
         )
 
@@ -74,9 +74,12 @@ class Budget:
     scope: str = "tracks tried since the last published night"
     consequence: str = "What was scored is kept, nothing is published"
 
-    def counts(self, first_seen: datetime.datetime) -> bool:
-        """Whether a reject that was first seen then counts."""
-        return self.since is None or first_seen > self.since.published_at
+    def counts(self, first_run_id: str, *, run_id: str) -> bool:
+        """Whether a reject of the run `run_id` counts that the run `first_run_id` was first to see.
+
+        What this run is the first to see counts whatever its clock says.
+        """
+        return self.since is None or first_run_id == run_id or first_run_id > self.since.run_id
 
     def allows(self, n_rejected: int) -> bool:
         """Whether a run with so many rejects that count may end well."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
 import json
 import os
@@ -112,23 +111,23 @@ def open_budget(
         Content of the latest marker.
     """
     since = Night.of(latest) if latest else None
-    moment = since.published_at if since else datetime.datetime.fromtimestamp(0, datetime.UTC)
+    last_run_id = since.run_id if since else ""
     scores = ledger.scores(
         features_id=identity.features_id,
         model_id=identity.model_id,
-        columns=["track_id", "audio_version", "scored_at"],
+        columns=["track_id", "audio_version", "run_id"],
     )
-    scores = scores.filter(pc.greater(scores["scored_at"], moment))
+    scores = scores.filter(pc.greater(scores["run_id"], last_run_id))
     n_scored = pc.sum(pc.is_valid(_find(plan, scores))).as_py() or 0
     rejects = ledger.rejects(identity.extraction_id)
     # A reject that the last night had already is nothing new.
-    rejects = rejects.filter(pc.greater(rejects["first_seen"], moment))
+    rejects = rejects.filter(pc.greater(rejects["first_run_id"], last_run_id))
     at = _find(plan, rejects).filter(plan.is_rejected.combine_chunks())
     counts = pc.value_counts(rejects["reason"].take(at.drop_null())).to_pylist()
     before = {row["values"]: row["counts"] for row in counts}
     n_tried = n_scored + sum(before.values())
-    first_seen = plan.pending["first_seen"]
-    n_known = pc.sum(pc.less_equal(first_seen, moment)).as_py() or 0
+    first_run_id = plan.pending["first_run_id"]
+    n_known = pc.sum(pc.less_equal(first_run_id, last_run_id)).as_py() or 0
     n_tracks = n_tried + len(plan.pending) - n_known
     return Budget(n_tracks, max_reject_rate, n_tried, before, since)
 
@@ -163,10 +162,8 @@ def _marker_content(text: bytes) -> dict[str, Any] | None:
         content = json.loads(text)
     except ValueError:
         return None
-    is_ours = isinstance(content, dict) and {"published_at", "content_id", "run_date"} <= set(
-        content
-    )
-    return content if is_ours else None
+    named = {"run_id", "run_date", "published_at", "content_id"}
+    return content if isinstance(content, dict) and named <= set(content) else None
 
 
 def _list(storage: Storage, folder: Location) -> list[tuple[Location, int, str]]:

@@ -11,6 +11,9 @@
     │   ├── FeaturesError
     │   ├── StorageError
     │   └── ClusterError
+    ├── ChildStartError         no decoder can be started (``child``)         (exit 1)
+    ├── FleetError              Ray or a machine cannot go on                 (exit 1)
+    │                           (``pipelines.fleet``)
     ├── TrainingError           a network cannot go on learning               (exit 1)
     ├── ErrorBudgetExceeded     too many rejects: nothing was published       (exit 3)
     ├── LeaseError              another run holds, or took over, the output   (exit 4)

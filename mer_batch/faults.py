@@ -47,9 +47,10 @@ _REMEDIES = {
     _WRONG_REGION: "set storage.region to the bucket's region",
 }
 
-# How long a fault is waited for: longest where the store is there but short of breath.
+# How long a fault is waited for once it has shown: longest where the store is there but short of
+# breath; where nobody answers, long enough for a second try of 20 s.
 _BUSY_SECONDS = math.inf
-_UNREACHABLE_SECONDS = 25.0
+_UNREACHABLE_SECONDS = 20.0
 _GARBLED_SECONDS = 8.0
 # Once a fault has outlasted that, until the store answers again.
 _DOWN_SECONDS = 3.0
@@ -74,6 +75,15 @@ _BUSY = (
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.FlexibleChecksumError,
     OSError,
+)
+# What the user has said of profiles and credentials is at fault, not the store.
+_SETUP = (
+    botocore.exceptions.ProfileNotFound,
+    botocore.exceptions.ConfigParseError,
+    botocore.exceptions.ConfigNotFound,
+    botocore.exceptions.InvalidConfigError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
 )
 
 T = TypeVar("T")
@@ -115,9 +125,9 @@ def _is_page(error: botocore.exceptions.ClientError) -> bool:
 class Patience:
     """Asks again while a fault may pass: for a bounded time, at growing, random intervals.
 
-    Shared by the requests of one client: where a fault has outlasted all patience, the following
-    requests have little, until one is answered. A store that is gone costs a run one long wait,
-    not one a track.
+    Time counts from the first fault. Shared by the requests of one client: where a fault has
+    outlasted all patience, the following requests have little, until one is answered. A store that
+    is gone costs a run one long wait, not one a track.
 
     Parameters
     ----------
@@ -142,6 +152,8 @@ class Patience:
             try:
                 answer = request()
             except Exception as error:
+                if attempt == 0 and not self._is_down:
+                    began = time.monotonic()  # a body that was long in coming is no waiting
                 seconds = min(seconds_to_wait(error), self._seconds)
                 limit = min(seconds, _DOWN_SECONDS) if self._is_down else seconds
                 left = limit - (time.monotonic() - began)
@@ -178,9 +190,10 @@ def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
     if isinstance(error, ResponseParserError | botocore.exceptions.ClientError):
         return "the answer is not S3's; check the endpoint"
     if isinstance(error, botocore.exceptions.BotoCoreError):
-        return _masked(
-            f"{type(error).__name__}: {error}; check the endpoint and the network", secrets
-        )
+        is_setup = isinstance(error, _SETUP)
+        remedy = "AWS_PROFILE and the AWS config" if is_setup else "the endpoint and the network"
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return _masked(f"{told}; check {remedy}", secrets)
     said = _said(error)
     if said is not None:
         return f"{said}; {remedy_of(said)}"

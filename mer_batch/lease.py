@@ -46,15 +46,32 @@ def lease_location(output: Location) -> Location:
     return output.child("runs", "_lease.json")
 
 
-def holder_of(storage: Storage, output: Location) -> str | None:
-    """Id of the run that took an output last, None where none ever did.
+def holder_of(storage: Storage, output: Location) -> tuple[str, bool] | None:
+    """Id of the run that took an output last, and whether it has let it go; None before the first.
 
     Raises
     ------
+    LeaseError
+        Where the lease file is damaged.
     StorageError
     """
-    present = storage.read_with_token(lease_location(output))
-    return None if present is None else str(json.loads(present[0])["run_id"])
+    location = lease_location(output)
+    present = storage.read_with_token(location)
+    if present is None:
+        return None
+    holder = _parsed(location, present[0])
+    return holder.run_id, holder.released
+
+
+def _parsed(location: Location, content: bytes) -> _Holder:
+    """What the lease file says; LeaseError where it is damaged."""
+    try:
+        return _Holder(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise LeaseError(
+            f"the lease {location.uri} cannot be read: {error}; make sure that no run is "
+            "at work on this output, then delete it"
+        ) from error
 
 
 class Lease:
@@ -142,13 +159,7 @@ class Lease:
             # The time, not 1: the tables remember the generations before a lease file that is gone.
             return None, int(time.time())
         content, token = present
-        try:
-            holder = _Holder(**json.loads(content))
-        except (ValueError, TypeError) as error:
-            raise LeaseError(
-                f"the lease {self._location.uri} cannot be read: {error}; make sure that no run is "
-                "at work on this output, then delete it"
-            ) from error
+        holder = _parsed(self._location, content)
         if not holder.released and self._is_alive(holder, token):
             left = max(0.0, holder.expires_at - time.time())
             raise LeaseError(

@@ -184,23 +184,12 @@ class Ledger:
         if name not in self._tables:
             return columns_schema.empty_table().select(list(columns))
         self._refresh(name)
-        # Not DeltaTable.to_pyarrow_table(): it may abort the interpreter at exit.
         parts = self._parts(name)
         if not parts:
             return columns_schema.empty_table().select(list(columns))
-        try:
-            dataset = pads.dataset(
-                [part.fs_path for part in parts],
-                filesystem=self._storage.filesystem(self._output),
-                format="parquet",
-                schema=columns_schema,
-            )
-            return dataset.to_table(columns=list(columns), filter=rows)
-        except (OSError, pa.ArrowException) as error:
-            table = self._output.child(name).uri
-            raise StorageError(
-                f"cannot read the table {table!r}: {self._storage.explain(error)}"
-            ) from error
+        return _read_parts(
+            self._storage, self._output.child(name), parts, columns, columns_schema, rows
+        )
 
     def _refresh(self, name: str) -> None:
         refresh(self._storage, self._output.child(name), self._tables[name])
@@ -429,14 +418,35 @@ def reject_reasons(storage: Storage, output: Location) -> dict[str, int]:
     paths = part_paths(storage, location, table) if table is not None else []
     if not paths:
         return {}
-    rows = pads.dataset(
-        [location.child(path).fs_path for path in paths],
-        filesystem=storage.filesystem(location),
-        format="parquet",
-    ).to_table(columns=["track_id", "reason"])
+    parts = [location.child(path) for path in paths]
+    rows = _read_parts(storage, location, parts, ["track_id", "reason"])
     counts = rows.group_by("reason").aggregate([("track_id", "count_distinct")])
     found = zip(*counts.to_pydict().values(), strict=True)
     return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
+
+
+def _read_parts(
+    storage: Storage,
+    table: Location,
+    parts: Sequence[Location],
+    columns: Sequence[str],
+    columns_schema: pa.Schema | None = None,
+    rows: pads.Expression | None = None,
+) -> pa.Table:
+    """Columns of a table's parts."""
+    try:
+        # Not DeltaTable.to_pyarrow_table(): it may abort the interpreter at exit.
+        dataset = pads.dataset(
+            [part.fs_path for part in parts],
+            filesystem=storage.filesystem(table),
+            format="parquet",
+            schema=columns_schema,
+        )
+        return dataset.to_table(columns=list(columns), filter=rows)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"cannot read the table {table.uri!r}: {storage.explain(error)}"
+        ) from error
 
 
 def track_keys(

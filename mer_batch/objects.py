@@ -5,6 +5,7 @@ Credentials come from the usual chain (environment, profile, instance role).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -21,7 +22,14 @@ import botocore.exceptions
 
 from mer_batch.config import StorageConfig
 from mer_batch.errors import StorageError, masked
-from mer_batch.faults import LOST_RACE, NOT_FOUND, DamagedBodyError, Patience, code_of
+from mer_batch.faults import (
+    LOST_RACE,
+    NOT_FOUND,
+    DamagedBodyError,
+    Patience,
+    code_of,
+    explanation,
+)
 
 _CLIENT_LOCK = threading.Lock()
 _CONNECT_SECONDS = 5
@@ -78,7 +86,18 @@ class Objects:
 
     @property
     def region(self) -> str:
-        """As configured; us-east-1 where nobody says."""
+        """As configured; us-east-1 where nobody says.
+
+        Raises
+        ------
+        StorageError
+            Where the AWS profile that could say is not there.
+        """
+        with _setup_errors():
+            return self._region
+
+    @property
+    def _region(self) -> str:
         named = (
             self._config.region
             or os.environ.get("AWS_REGION")
@@ -88,11 +107,21 @@ class Objects:
 
     @functools.cached_property
     def _session(self) -> boto3.Session:
-        return boto3.Session(region_name=self.region)
+        return boto3.Session(region_name=self._region)
 
     @property
     def credentials(self) -> tuple[str, str, str]:
-        """Key id, secret and token as they are now, "" for what there is not."""
+        """Key id, secret and token as they are now, "" for what there is not.
+
+        Raises
+        ------
+        StorageError
+            Where what should give them (a profile, its program, a role) does not.
+        """
+        with _setup_errors():
+            return self._patience.ask(self._credentials)
+
+    def _credentials(self) -> tuple[str, str, str]:
         found = self._session.get_credentials()
         if found is None:
             return "", "", ""
@@ -294,3 +323,12 @@ class Objects:
         self._patience.ask(
             lambda: self.client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
         )
+
+
+@contextlib.contextmanager
+def _setup_errors() -> Iterator[None]:
+    """botocore's errors of profiles and credentials as ours, for those that ask no store."""
+    try:
+        yield
+    except botocore.exceptions.BotoCoreError as error:
+        raise StorageError(explanation(error)) from error

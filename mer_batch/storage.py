@@ -7,6 +7,7 @@ profile, instance role) and are never logged.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -182,7 +183,10 @@ class Storage:
 
     def explain(self, error: BaseException) -> str:
         """What a library says of a fault, on one line, with a remedy and without credentials."""
-        return explanation(error, self._objects.credentials)
+        secrets: tuple[str, ...] = ()
+        with contextlib.suppress(StorageError):  # where there are none, none can be told
+            secrets = self._objects.credentials
+        return explanation(error, secrets)
 
     # ------------------------------------------------------------------ small files
 

@@ -74,20 +74,27 @@ def test_a_run_that_holds_the_output_keeps_its_parts(place: Place) -> None:
     lease = take(place, "ours")
     report = written(place, "ours")
     lease.release()
-    # Nobody has taken it since.
-    written(place, "ours")
-    assert len(parts(place)) == 3
+    assert len(parts(place)) == 2
     assert report.part_path is not None
     assert any(path.endswith(report.part_path) for path in parts(place))
 
 
 def test_a_worker_that_outlives_its_run_takes_its_part_back(place: Place) -> None:
     take(place, "ours").release()
+    with pytest.raises(LeaseError, match="run ours has let the output go"):
+        written(place, "ours")
+    assert parts(place) == []
     later = take(place, "later")
     with pytest.raises(LeaseError, match="run later has taken the output over"):
         written(place, "ours")
     assert parts(place) == []
     later.release()
+
+
+def test_a_worker_that_finds_a_damaged_lease_says_so(place: Place) -> None:
+    place[0].write(lease_location(place[1]), b"[]")
+    with pytest.raises(LeaseError, match=r"cannot be read: .* delete it"):
+        written(place, "ours")
 
 
 def test_room_is_given_to_what_fits() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -65,7 +65,8 @@ def test_what_exceeds_it_is_named() -> None:
         budget.check(1, {"silent": 1, "timeout": 1})
 
 
-MARKER = {
+MARKER: dict[str, Any] = {
+    "run_id": "20261121T010000Z-a1b2c3",
     "run_date": "2026-11-21",
     "published_at": "2026-11-21T02:00:00.000000+00:00",
     "content_id": "c",
@@ -95,11 +96,15 @@ def test_reasons_that_grew_since_the_last_night_are_named_the_most_grown_first()
 
 def test_rejects_of_the_last_night_do_not_count_again() -> None:
     budget = Budget(0, 0.1, since=Night.of(MARKER))
-    night = budget.since
-    assert night is not None
-    second = datetime.timedelta(seconds=1)
-    assert not budget.counts(night.published_at - second)
-    assert not budget.counts(night.published_at)
-    assert budget.counts(night.published_at + second)
-    assert Budget(0, 0.1).counts(night.published_at), "before the first night all count"
+    ours = "20261123T010000Z-0a0b0c"
+    assert not budget.counts("20261120T010000Z-ffffff", run_id=ours)
+    assert not budget.counts(MARKER["run_id"], run_id=ours)
+    assert budget.counts("20261122T010000Z-000000", run_id=ours)
+    assert Budget(0, 0.1).counts(MARKER["run_id"], run_id=ours), "before the first night all count"
     assert budget.standing(5, {})["n_tried"] == 0
+
+
+def test_what_this_run_finds_counts_after_a_night_of_a_clock_that_was_ahead() -> None:
+    since = Night.of({**MARKER, "run_id": "20271121T010000Z-a1b2c3"})
+    ours = "20261122T010000Z-0a0b0c"
+    assert Budget(10, 0.1, since=since).counts(ours, run_id=ours)

@@ -90,43 +90,46 @@ def test_a_night_that_is_not_complete_is_refused_with_its_tracks(bench: Bench) -
 
 
 def test_what_was_tried_since_the_last_night_is_counted(bench: Bench) -> None:
-    later = NOW + datetime.timedelta(hours=2)
-    bench.score(("old", "1"), ("not in the catalog", "1"))
-    bench.score(("new", "1"), ("newer", "1"), scored_at=later)
-    bench.score(("other version", "0"), scored_at=later)
-    bench.score(("other model", "1"), scored_at=later, identity=Identity("f", "other", "e"))
-    bench.reject(("old reject", "1", "silent"))
-    bench.reject(("known reject", "1", "silent"), ("known", "1", "access_denied"), last_seen=later)
+    # Runs are told apart by their ids: what clocks of several machines say does not matter.
+    ahead, behind = (NOW + sign * datetime.timedelta(days=400) for sign in (1, -1))
+    bench.score(("old", "1"), ("not in the catalog", "1"), run_id="r1", scored_at=ahead)
+    bench.score(("new", "1"), ("newer", "1"), run_id="r3", scored_at=behind)
+    bench.score(("other version", "0"), run_id="r3")
+    bench.score(("other model", "1"), run_id="r3", identity=Identity("f", "other", "e"))
+    bench.reject(("old reject", "1", "silent"), first_run_id="r1", first_seen=ahead)
+    bench.reject(
+        ("known reject", "1", "silent"), ("known", "1", "access_denied"),
+        first_run_id="r1", last_run_id="r3", first_seen=ahead,
+    )  # fmt: skip
     bench.reject(
         ("new reject", "1", "silent"), ("passing", "1", "storage_error"),
-        first_seen=later, last_seen=later,
+        first_run_id="r3", last_run_id="r3", first_seen=behind,
     )  # fmt: skip
     ids = ["old", "new", "newer", "other version", "other model"]
     ids += ["old reject", "known reject", "known", "new reject", "passing"]
     catalog = bench.catalog(dict.fromkeys(ids, "1"))
 
     def counted(
-        since: datetime.datetime | None, replayed: frozenset[str] = frozenset()
+        since: str | None, replayed: frozenset[str] = frozenset()
     ) -> tuple[int, int, dict[str, int]]:
-        latest = {**MARK, "published_at": since.isoformat()} if since else None
         budget = open_budget(
             bench.plan(catalog, replayed=replayed),
             bench.ledger,
             TODAY,
-            latest=latest,
+            latest={**MARK, "run_id": since} if since else None,
             max_reject_rate=0.5,
         )
         return budget.n_tracks, budget.n_tried, dict(budget.rejects)
 
     # Pending: other version, other model, known, passing.
     assert counted(None) == (10, 6, {"silent": 3})
-    assert counted(NOW) == (6, 3, {"silent": 1})
-    assert counted(NOW + datetime.timedelta(hours=1)) == (6, 3, {"silent": 1})
-    assert counted(later) == (2, 0, {})
+    assert counted("r1") == (6, 3, {"silent": 1})
+    assert counted("r2") == (6, 3, {"silent": 1})
+    assert counted("r3") == (2, 0, {})
     # What is tried again counts as to be tried, if it counts at all.
     assert counted(None, frozenset({"silent"})) == (10, 3, {})
-    assert counted(NOW, frozenset({"silent"})) == (6, 2, {})
-    assert counted(later, frozenset({"silent"})) == (2, 0, {})
+    assert counted("r1", frozenset({"silent"})) == (6, 2, {})
+    assert counted("r3", frozenset({"silent"})) == (2, 0, {})
 
 
 def test_what_other_extractions_rejected_is_no_matter_here(bench: Bench) -> None:
@@ -323,7 +326,7 @@ def test_the_latest_night_is_the_one_published_last(place: Place) -> None:
     storage, output = place
     for date, at in (("2026-11-20", "T1"), ("2026-11-21", "T3"), ("2026-11-22", "T2")):
         marker = output.child("enriched", f"run_date={date}", MARKER)
-        content = {"run_date": date, "published_at": f"2026-12-01{at}", "content_id": "c"}
+        content = {**MARK, "run_date": date, "published_at": f"2026-12-01{at}"}
         storage.write(marker, json.dumps(content).encode())
     found = last_published(*place)
     assert found is not None

@@ -80,6 +80,17 @@ def test_a_store_that_is_gone_is_waited_for_once() -> None:
     assert patience.ask(failing(5, ConnectionResetError())) == 6
 
 
+def test_an_answer_that_was_long_in_coming_is_asked_for_again() -> None:
+    """A body may take longer than all patience before it breaks off."""
+    broken = failing(1, ConnectionResetError())
+
+    def request() -> int:
+        time.sleep(1.2)
+        return broken()
+
+    assert Patience(1).ask(request) == 2
+
+
 _DELTA_ERROR = """Kernel error -> Generic S3 error
           \x1b[31m↳\x1b[0m Error performing GET http://127.0.0.1/b/k in 1ms
            \x1b[31m↳\x1b[0m 400 Bad Request"""

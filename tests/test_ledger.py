@@ -18,7 +18,7 @@ from deltalake import DeltaTable, Schema, write_deltalake
 from mer_batch import schema
 from mer_batch.config import StorageConfig
 from mer_batch.errors import CatalogError, LeaseError, StorageError
-from mer_batch.ledger import Ledger, Part, track_keys
+from mer_batch.ledger import Ledger, Part, reject_reasons, track_keys
 from mer_batch.schema import reject_rows
 from mer_batch.storage import Location, Storage, parse_uri
 from tests.faulty_store import FaultyStore
@@ -550,3 +550,15 @@ def test_a_refusal_ends_a_commit_at_once_and_tells_no_secret(
         "renew them and run again"
     )
     assert faulty.suffered["ExpiredToken"] == 1
+
+
+def test_a_damaged_table_of_rejects_is_told_in_one_line(place: Place) -> None:
+    ledger = open_ledger(place)
+    merge(ledger, reject("a"))
+    assert reject_reasons(*place) == {"silent": 1}
+    (part,) = ledger._parts("rejects")
+    place[0].write(part, b"no Parquet")
+    for read in (ledger.rejects, lambda: reject_reasons(*place)):
+        with pytest.raises(StorageError, match=r"cannot read the table .*rejects") as caught:
+            read()
+        assert "\n" not in str(caught.value)

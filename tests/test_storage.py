@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_batch.config import StorageConfig
+from mer_batch.delta import open_table
 from mer_batch.errors import AudioError, StorageError
 from mer_batch.storage import Location, Storage, parse_uri
 from tests.faulty_store import FaultyStore
@@ -485,6 +488,33 @@ def test_no_credentials_are_told_apart_and_no_secret_is_told(
     storage = Storage(StorageConfig(endpoint_url=s3.endpoint))
     with pytest.raises(StorageError, match="no credentials; set AWS_ACCESS_KEY_ID"):
         storage.read(Location(s3.bucket, "x"))
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ("misnamed", "ProfileNotFound: .*misnamed.* check AWS_PROFILE"),
+        ("failing", "CredentialRetrievalError: .*out of order.* check AWS_PROFILE"),
+    ],
+)
+def test_a_profile_that_gives_no_credentials_is_told(
+    s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile: str, words: str
+) -> None:
+    config = tmp_path / "config"
+    program = f"{sys.executable} -c \"raise SystemExit('out of order')\""
+    config.write_text(f"[profile failing]\ncredential_process = {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", profile)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    storage = Storage(StorageConfig(endpoint_url=s3.endpoint, patience_seconds=1))
+    place = Location(s3.bucket, "x")
+    for use in (storage.delta_options, storage.read, partial(open_table, storage)):
+        with pytest.raises(StorageError, match=words) as caught:
+            use(place)
+        assert "\n" not in str(caught.value)
+    assert storage.explain(OSError("another fault")) == "another fault"
+    assert reject_reason(storage, f"s3://{s3.bucket}/a.mp3") == "storage_error"
 
 
 def test_no_error_tells_the_secret(s3: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections import Counter
@@ -185,8 +186,8 @@ class Work:
         self.rejects.update(reasons)
         self._committer.add(report)
         progress.add(report.n_done, reasons)
-        counts = self._budget.counts
-        self._counted.update(r["reason"] for r in report.rejects if counts(r["first_seen"]))
+        counts = functools.partial(self._budget.counts, run_id=self._session.run.run_id)
+        self._counted.update(r["reason"] for r in report.rejects if counts(r["first_run_id"]))
         self._check_budget()
 
     def _check_budget(self) -> None:
