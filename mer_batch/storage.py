@@ -262,6 +262,24 @@ class Storage:
             else:
                 Path(location.path).unlink(missing_ok=True)
 
+    def list_begun(self, location: Location) -> list[tuple[Location, str]]:
+        """What lies half written in a store below a prefix, and the upload that it is part of.
+
+        Such parts are in no listing of objects, and are paid for all the same.
+        """
+        if location.bucket is None:
+            return []
+        bucket, prefix = location.bucket, location.path.rstrip("/") + "/"
+        with _storage_errors("list", location):
+            begun = list(self._objects.list_begun(bucket, prefix))
+        return [(Location(bucket, key), upload) for key, upload in begun]
+
+    def drop_begun(self, location: Location, upload: str) -> None:
+        """Give up what lies half written in a store."""
+        if location.bucket is not None:
+            with _storage_errors("delete", location):
+                self._objects.drop_parts(location.bucket, location.path, upload)
+
     def check_writable(self, location: Location, *, below: Sequence[str] = ()) -> None:
         """Write and delete a probe, so that a store which refuses is found before work begins.
 
@@ -306,7 +324,7 @@ class Storage:
     def _write_local_if(self, location: Location, content: bytes, token: str | None) -> str | None:
         path = Path(location.path)
         with _storage_errors("write", location):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with open(path.with_name(f".{path.name}.lock"), "w", encoding="ascii") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 present = self.read_with_token(location)

@@ -18,8 +18,9 @@ from mer_batch.block import BlockReport, Job
 from mer_batch.budget import Budget
 from mer_batch.pipelines import fleet
 from mer_batch.pipelines.cluster import connected
-from mer_batch.pipelines.session import Committer, Session, no_refusal
+from mer_batch.pipelines.session import Committer, Session
 from mer_batch.progress import TrackProgress
+from mer_batch.run import no_refusal
 
 # Asked to stop, a run finishes the blocks in hand for so long: of the 30 s that a pre-empted node
 # is given, the last commit and Ray's end take the rest.
@@ -132,8 +133,10 @@ class Work:
         """A fleet to do blocks; `meanwhile` runs while it starts."""
         with self._progress(n_tracks, doing, "starting Ray") as progress:
             cluster = connected(self._session.config.ray, meanwhile=meanwhile)
+            is_begun = self.n_done + self.rejects.total() > 0
+            begun = no_refusal() if is_begun else contextlib.nullcontext()
             # Committed before the fleet goes, which takes seconds that a pre-empted node lacks.
-            with cluster as n_cpus, no_refusal(), self._committer:
+            with begun, cluster as n_cpus, no_refusal(), self._committer:
                 self._session.signals.install()  # over the handlers that Ray has put in place
                 progress.begin_work()
                 yield FleetWork(self, self._job, progress, n_cpus)

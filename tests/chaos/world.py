@@ -358,8 +358,9 @@ class World:
         return pa.concat_tables(parts, promote_options="default") if parts else _NO_ROWS
 
     def _named(self, table: str) -> list[str]:
-        opened = open_table(self.storage, self.output.child(table))
-        return part_paths(opened) if opened else []
+        location = self.output.child(table)
+        opened = open_table(self.storage, location)
+        return part_paths(self.storage, location, opened) if opened else []
 
     def _table(self, location: Location, columns: list[str] | None = None) -> pa.Table:
         content = pa.BufferReader(self.storage.read(location))
