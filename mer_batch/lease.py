@@ -261,17 +261,6 @@ class Lease:
                 continue  # check() notices when this lasts too long
 
 
-def _parsed(location: Location, content: bytes) -> _Holder:
-    """The holder that a lease's file names."""
-    try:
-        return _Holder(**json.loads(content))
-    except (ValueError, TypeError) as error:
-        raise LeaseError(
-            f"the lease {location.uri} cannot be read: {error}; make sure that no run is "
-            "at work on this output, then delete it"
-        ) from error
-
-
 def _machine() -> str:
     """Names this boot of this machine and its process ids: where a pid can be looked up."""
     try:
