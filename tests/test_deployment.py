@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from mer_batch.errors import ErrorBudgetExceeded, Interrupted, LeaseError, RefusedError
+
 REPOSITORY = Path(__file__).parents[1]
 MANIFESTS = sorted((REPOSITORY / "configs" / "kubernetes").glob("*.yaml"))
 PINNED = dict(
@@ -48,13 +50,43 @@ def test_nights_do_not_overlap_and_bring_the_clusters_token() -> None:
     (nightly,) = objects("CronJob")
     assert nightly["spec"]["concurrencyPolicy"] == "Forbid"
     (container,) = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert "--no-wait" not in container["command"], "the pod must last as long as the night"
+    command = container["command"]
+    assert command[:2] == ["python", "/opt/mer_batch/submit_night.py"], "it waits for the end"
+    assert command[4:] == ["mer-batch", "tag", "/etc/mer_batch/tag.yaml"]
     environment = {entry["name"]: entry for entry in container["env"]}
     assert environment["RAY_AUTH_MODE"]["value"] == "token"
     (cluster,) = objects("RayCluster")
     named = {"name": cluster["metadata"]["name"], "key": "auth_token"}
     assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == named
-    assert f"http://{cluster['metadata']['name']}-head-svc:8265" in str(container["command"])
+    assert f"http://{cluster['metadata']['name']}-head-svc:8265" == command[2]
+
+
+def test_a_night_is_one_for_all_pods_of_its_job_and_is_repeated_only_where_that_may_help() -> None:
+    (nightly,) = objects("CronJob")
+    job = nightly["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry for entry in container["env"]}
+    names = re.findall(r"\$\((\w+)\)", container["command"][3])
+    labels = [environment[name]["valueFrom"]["fieldRef"]["fieldPath"] for name in names]
+    assert labels == [
+        f"metadata.labels['batch.kubernetes.io/{label}']"
+        for label in ("job-name", "controller-uid")
+    ]
+    final, evicted = job["podFailurePolicy"]["rules"]
+    kinds = [RefusedError, ErrorBudgetExceeded, LeaseError, Interrupted]
+    assert final["action"] == "FailJob"
+    assert final["onExitCodes"]["containerName"] == container["name"]
+    assert final["onExitCodes"]["values"] == [kind.exit_code for kind in kinds]
+    assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "the policy asks for it"
+    assert job["backoffLimit"] > 0
+
+
+def test_nothing_claims_that_the_cluster_grows_by_itself() -> None:
+    (cluster,) = objects("RayCluster")
+    grows = cluster["spec"].get("enableInTreeAutoscaling", False)
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        assert grows or not {"minReplicas", "maxReplicas"} & set(group)
 
 
 def test_no_pod_has_more_rights_than_it_needs() -> None:
@@ -64,7 +96,6 @@ def test_no_pod_has_more_rights_than_it_needs() -> None:
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["automountServiceAccountToken"] is False
-        assert spec["terminationGracePeriodSeconds"] >= 30
     for container in containers():
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"] is True
@@ -72,6 +103,13 @@ def test_no_pod_has_more_rights_than_it_needs() -> None:
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert container["resources"]["limits"]["memory"]
         assert {"/tmp", "/home/mer_batch"} <= {m["mountPath"] for m in container["volumeMounts"]}
+
+
+def test_nodes_have_the_time_that_a_driver_takes_to_end() -> None:
+    (cluster,) = objects("RayCluster")
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
 
 
 def test_every_pod_is_behind_the_network_policy() -> None:
@@ -112,8 +150,19 @@ def test_the_image_is_pinned_and_not_roots() -> None:
     installs = re.findall(r"pip install .*", text)
     assert len(installs) == 2
     assert all("--constraint constraints.txt" in line for line in installs)
+    # Torch alone comes from an index of its own, which may lack what it needs; none is built in.
+    torch, rest = installs
+    assert "--no-deps" in torch
+    assert '${TORCH_INDEX:+--index-url "$TORCH_INDEX"}' in torch
+    assert "ARG TORCH_INDEX=" in lines
+    assert "index" not in rest
+    assert "://" not in text
+    sent = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert "*" in sent, "nothing is sent that is not named"
     for copied in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
-        assert all((REPOSITORY / name).exists() for name in copied.split())
+        for name in copied.split():
+            assert (REPOSITORY / name).exists()
+            assert f"!{name}" in sent
 
 
 def test_every_dependency_is_pinned_to_a_version_that_is_allowed() -> None:

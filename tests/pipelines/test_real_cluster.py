@@ -40,7 +40,7 @@ class Cluster:
         self._nodes: list[psutil.Process] = []
         port, dashboard_port = free_port(), free_port()
         self._gcs = f"127.0.0.1:{port}"
-        self._address = f"http://127.0.0.1:{dashboard_port}"
+        self.address = f"http://127.0.0.1:{dashboard_port}"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
         self.environment = {
             **inherited,
@@ -88,7 +88,7 @@ class Cluster:
         """Submit a job as README says; returns its name."""
         name = f"job-{secrets.token_hex(4)}"
         submit = [
-            BIN / "ray", "job", "submit", f"--address={self._address}", f"--submission-id={name}",
+            BIN / "ray", "job", "submit", f"--address={self.address}", f"--submission-id={name}",
             "--no-wait", "--working-dir=.", "--", *command,
         ]  # fmt: skip
 
@@ -115,10 +115,14 @@ class Cluster:
         nodes = json.loads(self.ask("/nodes?view=summary")[1])["data"]["summary"]
         return sum(node["raylet"]["state"] == "DEAD" for node in nodes)
 
-    def ask(self, path: str, *, token: str | None = None) -> tuple[int, bytes]:
+    def stop(self, job: str) -> int:
+        """Stop a job; returns the job server's status."""
+        return self.ask(f"/api/jobs/{job}/stop", method="POST")[0]
+
+    def ask(self, path: str, *, token: str | None = None, method: str = "GET") -> tuple[int, bytes]:
         """What the job server answers to a request with a token, its own by default."""
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
-        request = urllib.request.Request(f"{self._address}{path}", headers=headers)
+        request = urllib.request.Request(f"{self.address}{path}", headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
                 return reply.status, reply.read()
