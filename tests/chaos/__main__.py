@@ -40,7 +40,7 @@ _LONGEST_CHAIN = 5
 _THOROUGH = 200
 
 # Steps that only a run comes to which finds one that was cut short.
-_SWEEPING = {"sweep_to_begin", "parts_swept", "night_swept", "mark_forgotten"}
+_SWEEPING = {"sweep_to_begin", "parts_swept", "night_to_sweep", "night_swept", "mark_forgotten"}
 #: Past these a run has nothing left to commit: it may end well, however late it wakes up.
 _OVER = {
     "marker_written", "night_placed", "night_cleared", "traces_to_write", "traces_written",
