@@ -346,8 +346,8 @@ def test_a_failed_night_leaves_the_one_before_on_a_local_disk(tmp_path: Path) ->
 def test_a_store_that_refuses_is_told_in_words(s3: Any, tmp_path: Path) -> None:
     catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
     nowhere = Storage(StorageConfig(endpoint_url=s3.endpoint)), parse_uri("s3://no-such-bucket/out")
-    with pytest.raises(StorageError, match="no-such-bucket"):
-        put(nowhere, catalog, 3)
+    with held(straight(s3), "r1") as lease, pytest.raises(StorageError, match="no-such-bucket"):
+        put(nowhere, catalog, 3, lease=lease)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "enriched").write_text("a file is in the way")
     blocked = Storage(StorageConfig()), parse_uri(str(tmp_path / "out"))

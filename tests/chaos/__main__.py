@@ -40,7 +40,7 @@ _LONGEST_CHAIN = 5
 _THOROUGH = 200
 
 # Steps that only a run comes to which finds one that was cut short.
-_SWEEPING = {"sweep_to_begin", "parts_swept", "night_swept", "mark_forgotten"}
+_SWEEPING = {"sweep_to_begin", "parts_swept", "night_to_sweep", "night_swept", "mark_forgotten"}
 # How far the run has come that takes over from a sleeping one, when that wakes up: past its fence,
 # which is the line between the two. What is committed before is there when it plans.
 _TAKEN_OVER = (None, None, "sweep_to_begin", "parts_to_commit", "marker_to_write")

@@ -16,7 +16,7 @@ Place = Literal["disk", "store"]
 #: What a run has to do: publish only, score from features, decode and score, decode and keep.
 Kind = Literal["publish", "rescore", "decode", "extract"]
 
-_STORE_ONLY = {"marker_removed"}
+_STORE_ONLY = {"marker_removed", "beside_to_clear", "night_to_sweep"}
 _DISK_ONLY = {"night_to_place", "night_placed", "night_cleared", "file_to_place"}
 # What must be brought about.
 _SPECIAL = {"lease_lost", "part_to_sweep", "table_made"}
@@ -62,7 +62,7 @@ def cases(place: Place, rng: random.Random) -> list[Case]:
         add("rescore", Point(step, "driver", nth))
         if step not in ("lease_renewed", "file_to_place"):
             add("publish", Point(step, "driver"))
-        if place == "disk" and step != "lease_renewed":
+        if step != "lease_renewed":
             add("publish" if rng.random() < 0.5 else "rescore", Point(step, "holder"))
     for step in (*_RESCORING, *_COMMITTING, "part_to_sweep", "lease_lost"):
         add("rescore", Point(step, "driver"))

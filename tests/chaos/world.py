@@ -337,16 +337,15 @@ class World:
         """Every file that is published and its version, and every part that a table names.
 
         Not the tables' logs, as a commit that adds nothing changes nothing; nor parts that no
-        commit names and nights that lie aside, which whoever wrote them may take back.
+        commit or marker names, which whoever wrote them may take back.
         """
         folder, start = self.output.child("enriched"), len(self.output.path) + 1
         is_there = self.storage.is_folder(folder)
         files = self.storage.list_files(folder) if is_there else iter(())
-        published = {
-            found.path[start:]: version
-            for found, _, version in files
-            if "/enriched/_" not in found.path
-        }
+        found = {entry.path[start:]: version for entry, _, version in files}
+        nights = {name.removesuffix(MARKER) for name in found if name.endswith(f"/{MARKER}")}
+        nights = {night for night in nights if night.startswith("enriched/run_date=")}
+        published = {name: found[name] for name in found if f"{name.rpartition('/')[0]}/" in nights}
         tables = ("scores", "features", "rejects")
         return published | {f"{name}/{part}": "" for name in tables for part in self._named(name)}
 

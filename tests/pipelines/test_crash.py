@@ -88,6 +88,14 @@ def test_drivers_killed_in_a_store(s3: Any, one_world: World) -> None:
             assert crash(world, "tag", Point(step, "driver")) == -9, step
             world.check_between()
         finish(world, "tag")
+        world.retitle()
+        assert crash(world, "tag", Point("marker_removed", "driver")) == -9
+        world.run_date = "2026-11-23"
+        finish(world, "tag")
+        assert "a run with run_date=2026-11-22 publishes it again" in world.last_log()
+        for step in ("beside_to_clear", "marker_to_write"):
+            world.retitle()
+            assert pause(world, "tag", step, until="marker_to_write") == 4
 
 
 # ------------------------------------------------------------------ the lease
