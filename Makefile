@@ -15,8 +15,9 @@ help:  ## Show this list
 demo: $(VENV)/installed  ## Compose 24 pieces, tag them, show where they land
 	$(BIN)/mer-batch demo
 
+# In two processes, a file at a time: most tests wait for others, and each process keeps one Ray.
 test: $(VENV)/installed-test  ## Run the tests; MER_BATCH_DATA names a folder of research data
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-lint  ## Check format, style, types and layers
 	$(BIN)/ruff format --check .

@@ -3,9 +3,7 @@
 ray job submit --working-dir . -- python jobs/replay.py configs/tag.yaml reason=timeout
 """
 
-import sys
-
-from mer_batch.cli import run_command
+from mer_batch.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(["replay", *sys.argv[1:]]))
+    main("replay")

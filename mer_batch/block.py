@@ -100,6 +100,8 @@ class BlockReport:
         Tracks now done that had a reject.
     left_ids : list
         Tracks that could not be done this way and are no rejects.
+    is_confined : bool or None
+        Whether the decoder could be cut off from the network and files; None where none was needed.
     problems : list of str
         Why, where a file could not be read.
     """
@@ -111,6 +113,7 @@ class BlockReport:
     rejects: list[dict[str, Any]]
     mended_ids: list[Any]
     left_ids: list[Any]
+    is_confined: bool | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -163,13 +166,13 @@ class BlockRecord:
         """Record why tracks are left: what could not be read, and the cause."""
         self._problems.append(problem)
 
-    def finish(self) -> BlockReport:
-        """Write the part and report."""
+    def finish(self, *, is_confined: bool | None = None) -> BlockReport:
+        """Write the part and report, also whether the decoder was confined."""
         path, n_bytes = self._write()
         reach("block_done")
         return BlockReport(
             path, n_bytes, self._part.n_rows, self._n_done,
-            self._rejects, self._mended_ids, self._left_ids, self._problems,
+            self._rejects, self._mended_ids, self._left_ids, is_confined, self._problems,
         )  # fmt: skip
 
     def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:
@@ -250,7 +253,7 @@ class BlockWorker:
         record = BlockRecord(self._job, number, block.schema.field("track_id").type)
         for track, version, outcome in self._outcomes(block.to_pylist()):
             record.add(track, version, outcome)
-        return record.finish()
+        return record.finish(is_confined=self._child.is_confined)
 
     def _outcomes(
         self, tracks: list[dict[str, Any]]
@@ -283,7 +286,7 @@ class BlockWorker:
         self, tracks: list[dict[str, Any]], room: Room
     ) -> Iterator[tuple[dict[str, Any], Future[AudioObject]]]:
         """The tracks in order, the next ones being fetched meanwhile."""
-        fetch_audio = functools.partial(
+        read_audio = functools.partial(
             self._job.storage.read_audio,
             max_bytes=self._job.limits.audio.max_bytes,
             folders=self._job.folders,
@@ -294,13 +297,20 @@ class BlockWorker:
         ):
             waiting: deque[tuple[dict[str, Any], Future[AudioObject]]] = deque()
             for number, track in enumerate(tracks):
-                admit = functools.partial(room.take, number)
-                fetch = readers.submit(fetch_audio, track["audio_uri"], admit=admit)
-                waiting.append((track, fetch))
+                read = functools.partial(read_audio, track["audio_uri"])
+                waiting.append((track, readers.submit(room.fill, number, read)))
                 if len(waiting) > _READ_AHEAD:
                     yield waiting.popleft()
             while waiting:  # not `yield from`: it would hold them all to the end
                 yield waiting.popleft()
+
+
+class NoRoomError(Exception):
+    """There is no room for a track yet; how many bytes it needs."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__(n_bytes)
+        self.n_bytes = n_bytes
 
 
 class Room:
@@ -320,14 +330,37 @@ class Room:
         self._wanted = -1
         self._is_closed = False
 
+    def fill(self, number: int, read: Callable[..., AudioObject]) -> AudioObject:
+        """Read a track, waiting for room if there is none.
+
+        `read` is called with `admit`. While we wait nothing is open: a connection that nobody
+        reads from is closed by the store, and its retries have run out when it is our turn.
+        """
+        while True:
+            try:
+                return read(admit=functools.partial(self.take_at_once, number))
+            except NoRoomError as error:
+                self.take(number, error.n_bytes)
+
     def take(self, number: int, n_bytes: int) -> None:
         """Wait until the track of this number, counted from 0, may be read."""
         with self._changed:
             self._held.pop(number, None)  # read once more after a fault
             self._changed.wait_for(lambda: self._has_room(number, n_bytes))
-            if self._is_closed:
-                raise AudioError("storage_error", "no longer wanted")
-            self._held[number] = n_bytes
+            self._hold(number, n_bytes)
+
+    def take_at_once(self, number: int, n_bytes: int) -> None:
+        """Take room without waiting for it.
+
+        Raises
+        ------
+        NoRoomError
+        """
+        with self._changed:
+            self._held.pop(number, None)
+            if not self._has_room(number, n_bytes):
+                raise NoRoomError(n_bytes)
+            self._hold(number, n_bytes)
 
     def want(self, number: int) -> None:
         """Let a track in, and those before it, whatever they need."""
@@ -346,6 +379,11 @@ class Room:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def _hold(self, number: int, n_bytes: int) -> None:
+        if self._is_closed:
+            raise AudioError("storage_error", "no longer wanted")
+        self._held[number] = n_bytes
 
     def _has_room(self, number: int, n_bytes: int) -> bool:
         fits = sum(self._held.values()) + n_bytes <= self._most_bytes

@@ -28,7 +28,7 @@ from mer_batch.formats import (
     table_kind,
     unreadable_part,
 )
-from mer_batch.roots import Roots, resolved
+from mer_batch.roots import Roots, is_text, resolved
 from mer_batch.storage import SCHEME_PATTERN, SCHEMES, Location, Storage, parse_uri
 
 #: A file with one of these endings counts as audio in a folder of audio files.
@@ -296,7 +296,11 @@ def _open(
     if kind == "audio":
         return _audio_table(location, chosen)
     if kind == "delta":
-        return delta_dataset(location, storage)
+        allowed = Roots.of(config.allowed_roots or [])
+        below = Roots.below(location)
+        return delta_dataset(
+            location, storage, may_read=lambda file: below.hold(file) or allowed.hold(file)
+        )
     needed = [config.id_column, config.audio_column]
     if kind == "parquet":
         return parquet_dataset(location, chosen, storage, needed=needed)
@@ -320,24 +324,39 @@ def _audio_table(location: Location, chosen: list[Location]) -> pa.Table:
     base = len(location.path.rstrip("/")) + 1 if location.path else 0
     return pa.table(
         {
-            "track_id": pa.array([_printable(found.path[base:]) for found in chosen], pa.string()),
+            "track_id": pa.array([_audio_id(found, base) for found in chosen], pa.string()),
             "audio_uri": pa.array([_exact_uri(found) for found in chosen], pa.string()),
         }
     )
 
 
-def _printable(name: str) -> str:
-    """A file name as text, bytes that are no UTF-8 percent-encoded."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return urllib.parse.quote(name, safe="/ ", errors="surrogateescape")
-    return name
+def _audio_id(found: Location, base: int) -> str:
+    """A file's path below the catalog's folder; keys are text, names on disk need not be."""
+    name = found.path[base:]
+    return _quoted(name) if not found.is_s3 and _has_odd_bytes(name) else name
+
+
+def _quoted(name: str) -> str:
+    return urllib.parse.quote(name, safe="/ ", errors="surrogateescape")
+
+
+def _has_odd_bytes(name: str) -> bool:
+    """Whether a name holds bytes that are no UTF-8, or could be taken for the id of such a one.
+
+    Ids must differ where names do: beside ``\\xff`` with the id ``%FF``, a file that is itself
+    named ``%FF`` becomes ``%25FF``.
+    """
+    while is_text(name):
+        plain = urllib.parse.unquote(name, errors="surrogateescape")
+        if plain == name or _quoted(plain) != name:
+            return False
+        name = plain
+    return True
 
 
 def _exact_uri(location: Location) -> str:
     """A URI that reads back as the same location, whatever bytes the name holds."""
-    if location.is_s3 or _printable(location.path) == location.path:
+    if location.is_s3 or is_text(location.path):
         return location.uri
     return "file://" + urllib.parse.quote(location.path, errors="surrogateescape")
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mer_batch.budget import Budget, Night
 from mer_batch.catalog import Catalog
 from mer_batch.disk import exchange, flush, make_folder
 from mer_batch.errors import LeaseError, MerBatchError, StorageError
+from mer_batch.lease import Lease
 from mer_batch.ledger import Ledger, track_keys
 from mer_batch.plan import Plan
 from mer_batch.schema import Identity
@@ -30,6 +31,7 @@ from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 MARKER = "_SUCCESS"
+_PART = re.compile(r"/run_date=[^/]+/part-[^/]+\.parquet$")
 _ROWS_PER_PART = 1_000_000
 _ROWS_PER_GROUP = 65_536
 
@@ -146,6 +148,14 @@ def last_published(storage: Storage, output: Location) -> dict[str, Any] | None:
     return max(nights, key=lambda night: str(night["published_at"]), default=None)
 
 
+def is_published(storage: Storage, night: Location, content_id: str) -> bool:
+    """Whether a night of this content is there: its marker, and every part that it names."""
+    present = read_marker(storage, night)
+    if present is None or present["content_id"] != content_id:
+        return False
+    return all(storage.exists(night.child(part["name"])) for part in present.get("parts", ()))
+
+
 def read_marker(storage: Storage, night: Location) -> dict[str, Any] | None:
     """The marker of one night, None where that night is not published."""
     return _read_marker(storage, night.child(MARKER))
@@ -172,139 +182,167 @@ def _list(storage: Storage, folder: Location) -> list[tuple[Location, int, str]]
     return list(storage.list_files(folder))
 
 
-def publish(
-    storage: Storage,
-    night: Location,
-    catalog: Catalog,
-    outcome: Outcome,
-    *,
-    prefix: str,
-    run_id: str,
-    marker: dict[str, Any],
-    check: Callable[[], None],
-) -> None:
+@dataclass(frozen=True)
+class Publication:
+    """A night as it is to be published.
+
+    Attributes
+    ----------
+    storage : Storage
+    folder : Location
+        ``enriched/run_date=...``.
+    catalog : Catalog
+    outcome : Outcome
+    prefix : str
+        Put before the names of the added columns.
+    marker : dict
+        Becomes the marker's content, with the parts' names and rows; names the run.
+    lease : Lease
+        Asked before every step that a reader could see.
+    """
+
+    storage: Storage
+    folder: Location
+    catalog: Catalog
+    outcome: Outcome
+    prefix: str
+    marker: dict[str, Any]
+    lease: Lease
+
+    @property
+    def run_id(self) -> str:
+        """Of the run that publishes; in the name of each part."""
+        return str(self.marker["run_id"])
+
+    def locations(self, parts: Iterable[dict[str, Any]]) -> set[Location]:
+        """Where the parts of this night lie that a marker names."""
+        return {self.folder.child(part["name"]) for part in parts}
+
+    def marker_bytes(self, parts: list[dict[str, Any]]) -> bytes:
+        n_rows = sum(part["n_rows"] for part in parts)
+        return json.dumps({**self.marker, "n_rows": n_rows, "parts": parts}, indent=2).encode()
+
+
+def publish(night: Publication) -> None:
     """Write ``enriched/run_date=.../part-*.parquet`` and, last, ``_SUCCESS``.
 
     A night published before is replaced. On a local disk the new folder and the old one exchange
     their names; on an object store the marker goes first and comes back last. A reader that waits
     for the marker never sees half a night.
 
-    Parameters
-    ----------
-    night : Location
-        The folder of the night.
-    prefix : str
-        Put before the names of the added columns.
-    marker : dict
-        Becomes the marker's content, with the parts' names and rows.
-    check : callable
-        Called before every step that a reader could see; raises where the output is no longer ours.
+    Raises
+    ------
+    LeaseError
+        Where the output is no longer ours.
+    StorageError
+    MerBatchError
+        Where the catalog has changed meanwhile.
     """
-    new = _aside(night, f"_unfinished-{run_id}")
     reach("publish_to_begin")
     try:
-        if night.is_s3:
-            _publish_objects(
-                storage, night, catalog, outcome,
-                prefix=prefix, run_id=run_id, marker=marker, check=check,
-            )  # fmt: skip
-            return
-        folder, parts = Location(None, str(new)), list[dict[str, Any]]()
-        _write_parts(
-            storage, folder, catalog, outcome, parts, prefix=prefix, run_id=run_id, check=check
-        )
-        check()
-        reach("marker_to_write")
-        storage.write(folder.child(MARKER), _marker_bytes(marker, parts))
-        reach("marker_written")
-        check()
-        reach("night_to_place")
-        _put_in_place(new, Path(night.path), _aside(night, f"_replaced-{run_id}"))
-        reach("night_cleared")
+        (_publish_objects if night.folder.is_s3 else _publish_on_disk)(night)
     except OSError as error:
-        check()  # who has taken over has swept what we were writing
+        night.lease.check()  # who has taken over has swept what we were writing
         raise StorageError(
-            f"cannot publish {night.uri!r}: {error}; free some space, run again"
+            f"cannot publish {night.folder.uri!r}: {error}; free some space, run again"
         ) from error
-    finally:
-        # By ourselves: who has taken over believes it swept already.
-        if not night.is_s3:
-            shutil.rmtree(new.parent, ignore_errors=True)
 
 
-def _publish_objects(
-    storage: Storage,
-    night: Location,
-    catalog: Catalog,
-    outcome: Outcome,
-    *,
-    prefix: str,
-    run_id: str,
-    marker: dict[str, Any],
-    check: Callable[[], None],
-) -> None:
-    """Publish where nothing can be renamed: the marker goes first and comes back last."""
-    check()
-    present = read_marker(storage, night)
-    storage.delete(night.child(MARKER))
-    reach("marker_removed")
-    # A listing may be stale: what the marker has named goes as well.
-    named = [night.child(part["name"]) for part in (present or {}).get("parts", ())]
-    for found in dict.fromkeys([*(found for found, _, _ in _list(storage, night)), *named]):
-        storage.delete(found)
+def _publish_on_disk(night: Publication) -> None:
+    """Publish a night that is written aside, and takes its place as a whole."""
+    new = _aside(night.folder, f"_unfinished-{night.run_id}")
     parts: list[dict[str, Any]] = []
     try:
-        _write_parts(
-            storage, night, catalog, outcome, parts, prefix=prefix, run_id=run_id, check=check
-        )
-        _await_listing(storage, night, {night.child(part["name"]) for part in parts})
-        check()
+        _write_parts(night, Location(None, str(new)), parts)
+        night.lease.check()
+        reach("marker_to_write")
+        night.storage.write(Location(None, str(new / MARKER)), night.marker_bytes(parts))
+        reach("marker_written")
+        night.lease.check()
+        reach("night_to_place")
+        old = _aside(night.folder, f"_replaced-{night.run_id}")
+        _put_in_place(new, Path(night.folder.path), old)
+        reach("night_cleared")
+    finally:
+        # By ourselves: who has taken over believes it swept already.
+        shutil.rmtree(new.parent, ignore_errors=True)
+
+
+def _publish_objects(night: Publication) -> None:
+    """Publish where nothing can be renamed: the marker goes first and comes back last."""
+    replaced = read_marker(night.storage, night.folder) or {}
+    night.lease.confirm()
+    night.storage.delete(night.folder.child(MARKER))
+    reach("marker_removed")
+    parts: list[dict[str, Any]] = []
+    try:
+        _write_parts(night, night.folder, parts)
+        _clear_beside(night, parts, replaced.get("parts", ()))
     except BaseException:
-        _take_back(storage, night, parts)
+        _take_back(night, parts)
         raise
     reach("marker_to_write")
-    content = _marker_bytes(marker, parts)
-    if storage.write_if(night.child(MARKER), content, token=None) is None:
-        _take_back(storage, night, parts)
-        raise LeaseError(f"{night.uri}: another run has published this night meanwhile")
+    try:
+        _put_marker(night, night.marker_bytes(parts))
+    except LeaseError:
+        _take_back(night, parts)
+        raise
     reach("marker_written")
 
 
-def _await_listing(storage: Storage, night: Location, parts: set[Location]) -> None:
-    """Wait until the store lists a night's parts and nothing else: that is what readers will see.
+def _clear_beside(
+    night: Publication, parts: list[dict[str, Any]], replaced: Iterable[dict[str, Any]]
+) -> None:
+    """Remove all parts but ours, until the store lists just these: that is what readers will see.
 
-    A listing that shows what was written just now shows what an earlier try has left, too.
+    A listing may be stale. One that shows what was written just now shows what an earlier try has
+    left, too; what the night before has named goes in any case. Only what was listed before the
+    lease was confirmed is removed: none of it is of a run that has taken over.
 
     Raises
     ------
+    LeaseError
     StorageError
-        Where that takes too long.
+        Where the listing stays stale.
     """
+    ours, named = night.locations(parts), night.locations(replaced)
     began = time.monotonic()
     for attempt in itertools.count():
-        listed = {found for found, _, _ in _list(storage, night)}
-        for found in sorted(listed - parts, key=lambda found: found.path):
-            storage.delete(found)
-        if listed == parts:
+        listed = set(_listed_parts(night.storage, night.folder))
+        reach("beside_to_clear")
+        night.lease.confirm()
+        for found in sorted((listed | named) - ours, key=lambda found: found.path):
+            night.storage.delete(found)
+        if listed == ours:
             return
-        if time.monotonic() - began > storage.patience_seconds:
+        if time.monotonic() - began > night.storage.patience_seconds:
             raise StorageError(
-                f"the store's listing of {night.uri!r} is stale: it does not show just the parts "
-                "that were written; run again when the store has caught up"
+                f"the store's listing of {night.folder.uri!r} is stale: it does not show just the "
+                "parts that were written; run again when the store has caught up"
             )
+        named = set()
         time.sleep(min(2.0, 0.1 * 2**attempt))
 
 
-def _take_back(storage: Storage, night: Location, parts: list[dict[str, Any]]) -> None:
+def _put_marker(night: Publication, content: bytes) -> None:
+    """Put the marker where there is none, or in the place of one that came late.
+
+    A run that had lost its lease may have put its own, of parts that were swept since.
+    """
+    marker, token = night.folder.child(MARKER), None
+    while True:
+        night.lease.confirm()
+        if night.storage.write_if(marker, content, token=token) is not None:
+            return
+        present = night.storage.read_with_token(marker)
+        token = present[1] if present else None
+
+
+def _take_back(night: Publication, parts: list[dict[str, Any]]) -> None:
     """Remove our parts: who has taken over publishes beside them, and rows would be there twice."""
-    for part in parts:
+    for part in night.locations(parts):
         with contextlib.suppress(MerBatchError):  # then the next run sweeps
-            storage.delete(night.child(part["name"]))
-
-
-def _marker_bytes(marker: dict[str, Any], parts: list[dict[str, Any]]) -> bytes:
-    n_rows = sum(part["n_rows"] for part in parts)
-    return json.dumps({**marker, "n_rows": n_rows, "parts": parts}, indent=2).encode()
+            night.storage.delete(part)
 
 
 def _put_in_place(
@@ -336,66 +374,89 @@ def _aside(night: Location, folder: str) -> Path:
     return Path(night.path).parent / folder / Path(night.path).name
 
 
-def sweep_unfinished(storage: Storage, output: Location, run_id: str) -> None:
-    """Remove what a publish that was cut short has left, and put back a night that it moved."""
+def sweep_unfinished(storage: Storage, output: Location, run_id: str, lease: Lease) -> list[str]:
+    """Remove what a publish that was cut short has left, and put back a night that it moved.
+
+    Returns
+    -------
+    list of str
+        Dates of the nights whose marker is gone: what was left of them is removed.
+
+    Raises
+    ------
+    LeaseError
+    StorageError
+    """
     enriched = output.child("enriched")
     if enriched.is_s3:
-        _sweep_objects(storage, enriched, run_id)
-        return
+        return _sweep_objects(storage, enriched, run_id, lease)
     for moved in Path(enriched.path, f"_replaced-{run_id}").glob("*"):
         if not os.path.isdir(Path(enriched.path, moved.name)):
             os.rename(moved, Path(enriched.path, moved.name))
     for name in (f"_unfinished-{run_id}", f"_replaced-{run_id}"):
         shutil.rmtree(Path(enriched.path, name), ignore_errors=True)
+    return []
 
 
-def _sweep_objects(storage: Storage, enriched: Location, run_id: str) -> None:
+def _sweep_objects(storage: Storage, enriched: Location, run_id: str, lease: Lease) -> list[str]:
     """Remove the parts of nights that have no marker, and what a run has left beside a later one.
 
-    Markers are asked for by name: a stale listing may not show one.
+    Markers are asked for by name: a stale listing may not show one. All is looked at before the
+    lease is confirmed: who takes over later has his own parts there, and no marker yet.
     """
-    # Of our own names only: what others have put beside the nights is theirs.
-    ours = re.compile(r"/run_date=[^/]+/part-[^/]+\.parquet$")
-    files = [found for found, _, _ in _list(storage, enriched) if ours.search(found.path)]
-    by_night = itertools.groupby(files, key=lambda found: found.path.rpartition("/")[0])
-    for folder, parts in by_night:
+    left: list[Location] = []
+    hidden: list[str] = []
+    files = _listed_parts(storage, enriched)
+    for folder, parts in itertools.groupby(files, key=lambda found: found.path.rpartition("/")[0]):
         present = storage.read_with_token(Location(enriched.bucket, folder).child(MARKER))
-        content = _marker_content(present[0]) if present else None
-        named = {part["name"] for part in (content or {}).get("parts", ())}
-        for part in parts:
-            name = part.path.rpartition("/")[2]
-            is_left = content and name.endswith(f"-{run_id}.parquet") and name not in named
-            if present is None or is_left:
-                storage.delete(part)
+        if present is None:
+            left += parts
+            hidden.append(folder.rpartition("/run_date=")[2])
+        elif content := _marker_content(present[0]):
+            named = {f"{folder}/{part['name']}" for part in content.get("parts", ())}
+            left += (p for p in parts if p.path not in named and _is_part_of(p, run_id))
+    begun: list[tuple[Location, str]] = []
+    with contextlib.suppress(StorageError):  # not every store tells, or lets everybody ask
+        begun = [
+            (p, upload) for p, upload in storage.list_begun(enriched) if _is_part_of(p, run_id)
+        ]
+    reach("night_to_sweep")
+    lease.confirm()
+    for part in left:
+        storage.delete(part)
+    for part, upload in begun:
+        storage.drop_begun(part, upload)
+    return hidden
 
 
-def _write_parts(
-    storage: Storage,
-    folder: Location,
-    catalog: Catalog,
-    outcome: Outcome,
-    parts: list[dict[str, Any]],
-    *,
-    prefix: str,
-    run_id: str,
-    check: Callable[[], None],
-) -> None:
+def _listed_parts(storage: Storage, folder: Location) -> list[Location]:
+    """Parts of nights as listed below a folder: what others have put beside them is theirs."""
+    return [found for found, _, _ in _list(storage, folder) if _PART.search(found.path)]
+
+
+def _is_part_of(part: Location, run_id: str) -> bool:
+    return _PART.search(part.path) is not None and part.path.endswith(f"-{run_id}.parquet")
+
+
+def _write_parts(night: Publication, folder: Location, parts: list[dict[str, Any]]) -> None:
     """Write a night's parts; `parts` takes the name and rows of each as it is begun."""
-    added = [field.with_name(prefix + field.name) for field in schema.ENRICHED_FIELDS]
+    added = [field.with_name(night.prefix + field.name) for field in schema.ENRICHED_FIELDS]
+    catalog, outcome = night.catalog, night.outcome
     columns = pa.schema([*catalog.schema, *added], metadata=catalog.schema.metadata)
-    filesystem = storage.filesystem(folder)
+    filesystem = night.storage.filesystem(folder)
     if not folder.is_s3:
         make_folder(Path(folder.path))
     writer: pq.ParquetWriter | None = None
     try:
         for batch in _joined(catalog, outcome, columns):
             if writer is None or parts[-1]["n_rows"] >= _ROWS_PER_PART:
-                check()
+                night.lease.check()
                 if writer is not None:
                     writer.close()
                     reach("night_part_written")
-                parts.append({"name": f"part-{len(parts):05d}-{run_id}.parquet", "n_rows": 0})
-                path = folder.child(parts[-1]["name"]).fs_path
+                name = f"part-{len(parts):05d}-{night.run_id}.parquet"
+                parts.append({"name": name, "n_rows": 0})
+                path = folder.child(name).fs_path
                 writer = pq.ParquetWriter(path, columns, filesystem=filesystem, compression="zstd")
             writer.write_batch(batch, row_group_size=_ROWS_PER_GROUP)
             parts[-1]["n_rows"] += batch.num_rows

@@ -105,14 +105,21 @@ class AudioError(MerBatchError):
         self.message = message
 
 
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)")
+
+
 def masked(text: str) -> str:
     """Text with the credentials taken out of whatever URIs stand in it."""
-    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)", _without_credentials, text)
+    return _URI.sub(_without_credentials, text)
 
 
 def holds_credentials(uri: str) -> bool:
-    """Whether a URI names a user or a key before its host or bucket."""
-    return masked(uri) != uri
+    """Whether a URI names a user or a key before its host or bucket.
+
+    What looks like another URI further on is part of its key, though not shown in messages.
+    """
+    first = _URI.search(uri)
+    return first is not None and _without_credentials(first) != first[0]
 
 
 def _without_credentials(uri: re.Match[str]) -> str:

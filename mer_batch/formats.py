@@ -20,8 +20,8 @@ import pyarrow.dataset as pads
 import pyarrow.json as pajson
 
 from mer_batch.delta import open_table
-from mer_batch.errors import CatalogError
-from mer_batch.storage import Location, Storage, parse_uri
+from mer_batch.errors import CatalogError, StorageError
+from mer_batch.storage import SCHEME_PATTERN, Location, Storage, parse_uri
 
 _KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
@@ -32,6 +32,12 @@ TABLE_SUFFIXES = (*_KINDS, ".csv.gz", ".jsonl.gz", ".ndjson.gz")
 # The parser goes one call deeper for every bracket: enough of them would end the process.
 _MAX_DEPTH = 100
 _MAX_BLOCK = 2**31 - 1
+_CSV_BLOCK = 1 << 20  # pyarrow's own; no row may be longer
+# Text of catalogs is 3 to 30 times smaller when gzipped; a file that was made to fill the memory
+# of whoever unpacks it, up to 1,032 times. All parts of a catalog together stay in memory.
+_MAX_RATIO = 100
+_SMALL_BYTES = 64 << 20
+_MAX_UNPACKED_BYTES = 4 << 30
 _JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _UTF8_MARK = b"\xef\xbb\xbf"
 
@@ -90,8 +96,11 @@ def _read_parts(
     needed: Sequence[str],
 ) -> pa.Table:
     tables = []
+    n_unpacked = 0
     for part in parts:
-        content = _unpacked(storage.read(part), part)
+        packed = storage.read(part)
+        content = _unpacked(packed, part, _MAX_UNPACKED_BYTES - n_unpacked)
+        n_unpacked += len(content) if content is not packed else 0
         try:
             if _is_utf16(content):
                 raise CatalogError("it is UTF-16; save it as UTF-8")
@@ -103,13 +112,23 @@ def _read_parts(
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
 
 
-def _unpacked(content: bytes, part: Location) -> bytes:
+def _unpacked(content: bytes, part: Location, max_bytes: int) -> bytes:
+    """What a gzip file holds; any other as it is."""
     if not content.startswith(b"\x1f\x8b"):
         return content
+    max_bytes = min(max_bytes, max(_SMALL_BYTES, _MAX_RATIO * len(content)))
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise CatalogError(f"{part.uri!r} is a damaged gzip file: {error}") from error
+    if len(unpacked) > max_bytes:
+        raise CatalogError(
+            f"{part.uri!r} of {len(content):,} bytes unpacks to more than {max_bytes:,}: more than "
+            f"{_MAX_RATIO} times its size, or than {_MAX_UNPACKED_BYTES >> 30} GiB with the files "
+            "before it; unpack it yourself if that is meant, or write it as Parquet"
+        )
+    return unpacked
 
 
 def _is_utf16(content: bytes) -> bool:
@@ -136,13 +155,27 @@ def _csv_text(content: bytes) -> pa.Table:
         strings = dict.fromkeys(names, pa.string())
         options = pacsv.ConvertOptions(column_types=strings, strings_can_be_null=False)
         table = pacsv.read_csv(io.BytesIO(content), parse_options=parsing, convert_options=options)
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid as error:
+        if "straddling" in str(error):
+            raise CatalogError(_too_long(content)) from error
         # A single thread knows in what row it is wrong.
         serial = pacsv.ReadOptions(use_threads=False, block_size=_MAX_BLOCK)
         pacsv.read_csv(io.BytesIO(content), serial, parse_options=parsing)
         raise
     _refuse_open_quote(content, table)
     return table
+
+
+def _too_long(content: bytes) -> str:
+    """Which row outgrows the parser's block, in words."""
+    lines = enumerate(io.BytesIO(content), 1)
+    number = next((number for number, line in lines if len(line) > _CSV_BLOCK), None)
+    # A row of many lines has a quote around them: as a rule, one that was never closed.
+    where = f"line {number}" if number else "a row of several lines, in quotes,"
+    return (
+        f"{where} is too long: a row must have at most {_CSV_BLOCK:,} bytes; look for a quote that "
+        "is never closed, or write the catalog as Parquet"
+    )
 
 
 def _refuse_open_quote(content: bytes, table: pa.Table) -> None:
@@ -285,13 +318,22 @@ def _refuse_lacking(
             raise CatalogError(f"{lacking[0]!r} has no column {name!r}, which other parts have")
 
 
-def delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
+def delta_dataset(
+    location: Location, storage: Storage, *, may_read: Callable[[Location], bool]
+) -> pads.Dataset:
     """The files of a Delta table's latest version, in the table's own schema.
+
+    Parameters
+    ----------
+    location : Location
+    storage : Storage
+    may_read : callable
+        Whether rows of a file may be published: a table's log may name any file.
 
     Raises
     ------
     CatalogError
-        Where the files do not hold just the table's rows.
+        Where the files do not hold just the table's rows, or lie where they must not.
     """
     table = open_table(storage, location)
     if table is None:
@@ -310,15 +352,33 @@ def delta_dataset(location: Location, storage: Storage) -> pads.Dataset:
             "not hold just its rows; write it out as Parquet"
         )
     actions = pa.table(table.get_add_actions(flatten=True))
-    # A path is relative to the table, or a whole URI in a shallow clone.
-    paths = [str(path) for path in actions["path"].to_pylist()]
-    files = [parse_uri(p) if "://" in p else location.child(p) for p in paths]
+    files = [_named_file(location, str(path)) for path in actions["path"].to_pylist()]
+    strange = [f.uri for f in files if f.is_s3 != location.is_s3 or not may_read(f)]
+    if strange:
+        raise CatalogError(
+            f"{location.uri}: the log of the Delta table names {len(strange)} files that lie "
+            f"outside its folder, the first is {strange[0]!r}; write it out as Parquet, or name "
+            "their folder in catalog.allowed_roots, on the same kind of storage"
+        )
     return pads.dataset(
         [file.fs_path for file in files],
         filesystem=storage.filesystem(location),
         format="parquet",
         schema=pa.schema(table.schema().to_arrow()),
     )
+
+
+def _named_file(table: Location, path: str) -> Location:
+    """A file by its name in a table's log: relative, or a whole URI as in a shallow clone."""
+    if re.match(SCHEME_PATTERN, path) is None:
+        found = table.child(path)
+        return found if found.is_s3 else parse_uri(found.path)
+    try:
+        return parse_uri(path)
+    except StorageError as error:
+        raise CatalogError(
+            f"{table.uri}: the log of the Delta table is strange: {error}"
+        ) from error
 
 
 def unreadable_part(dataset: pads.Dataset) -> str | None:

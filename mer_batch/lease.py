@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import psutil
 
@@ -24,6 +24,7 @@ from mer_batch.storage import Location, Storage
 
 # How often a lease is looked at whose times cannot be believed [s].
 _LOOK_SECONDS = 1.0
+_TAKEN_OVER = "another run took it over"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Lease:
             run_id, generation, socket.gethostname(), _machine(), me, _started(me), 0.0,
             seconds=seconds,
         )  # fmt: skip
+        self._putting = threading.Lock()
         reach("lease_to_take")
         if not self._put(released=False):
             raise LeaseError(f"{location.uri}: another run took the lease at the same moment")
@@ -143,12 +145,44 @@ class Lease:
                 f"the lease {self._location.uri} is lost: {self._lost}; nothing more is committed"
             )
 
+    def confirm(self) -> None:
+        """Make sure by the lease's file, not by our own watch only, that it is still ours.
+
+        Nothing that was to be seen before this call is a later holder's: whoever looks, confirms
+        and then removes what was seen cannot take away what others have written since.
+
+        Raises
+        ------
+        LeaseError
+        StorageError
+            Where the file cannot be read.
+        """
+        self.check()
+        if self._own_token() is None:
+            self._lost = _TAKEN_OVER
+        self.check()
+
+    def rise_above(self, generation: int) -> None:
+        """Number this holder after one that a table remembers, of a lease file that is gone.
+
+        Raises
+        ------
+        LeaseError
+        """
+        if generation < self.generation:
+            return
+        with self._putting:
+            self._holder = replace(self._holder, generation=generation + 1)
+            if not self._put(released=False):
+                self._lost = _TAKEN_OVER
+        self.check()
+
     def release(self) -> None:
         """Give the lease back; harmless where it is lost already."""
         self._stop.set()
         self._thread.join()
         if self._lost is None:
-            with contextlib.suppress(StorageError):  # it expires by itself
+            with contextlib.suppress(StorageError, LeaseError):  # it expires by itself
                 self._put(released=True)
         reach("lease_released")
 
@@ -194,21 +228,35 @@ class Lease:
         started = time.monotonic()
         holder = asdict(self._holder)
         holder.update(expires_at=time.time() + self._seconds, released=released)
-        token = self._storage.write_if(
-            self._location, json.dumps(holder).encode(), token=self._token
-        )
+        content = json.dumps(holder).encode()
+        token = self._storage.write_if(self._location, content, token=self._token)
+        if token is None and (ours := self._own_token()) is not None:
+            # An earlier renewal was done, and its answer lost for good.
+            token = self._storage.write_if(self._location, content, token=ours)
         if token is None:
             return False
         self._token, self._renewed = token, started
         return True
 
+    def _own_token(self) -> str | None:
+        """The token of the lease's file, None where it is not ours."""
+        present = self._storage.read_with_token(self._location)
+        if present is None:
+            return None
+        content, token = present
+        return token if _parsed(self._location, content).run_id == self._holder.run_id else None
+
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 4):
             try:
-                if not self._put(released=False):
-                    self._lost = "another run took it over"
-                    return
+                with self._putting:
+                    if not self._put(released=False):
+                        self._lost = _TAKEN_OVER
+                        return
                 reach("lease_renewed")
+            except LeaseError as error:
+                self._lost = str(error)
+                return
             except StorageError:
                 continue  # check() notices when this lasts too long
 

@@ -217,6 +217,15 @@ class Ledger:
 
     # ------------------------------------------------------------------ writing
 
+    def generation(self) -> int:
+        """The latest holder of the lease that has committed, 0 before the first.
+
+        Raises
+        ------
+        StorageError
+        """
+        return max((self._latest_generation(name) for name in self._tables), default=0)
+
     def fence(self, generation: int) -> None:
         """Shut earlier holders of the lease out: their commits carry a smaller generation.
 
@@ -369,13 +378,16 @@ class Ledger:
             flush_commit(self._output.child(name), self._tables[name].version())
 
     def _check_generation(self, name: str) -> None:
-        self._refresh(name)
-        latest = self._transaction_version(name, _LEASE_APP) or 0
+        latest = self._latest_generation(name)
         if latest > self._generation:
             raise LeaseError(
                 f"{self._output.child(name).uri}: a later run (lease generation {latest}, ours "
                 f"{self._generation}) has taken over; nothing more is committed"
             )
+
+    def _latest_generation(self, name: str) -> int:
+        self._refresh(name)
+        return self._transaction_version(name, _LEASE_APP) or 0
 
     def _transaction_version(self, name: str, app_id: str) -> int | None:
         location = self._output.child(name)

@@ -324,6 +324,25 @@ class Objects:
             lambda: self.client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
         )
 
+    def list_begun(self, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+        """Key and upload of every object below `prefix` that was begun in parts and not ended."""
+        following: dict[str, str] = {}
+        while True:
+            page = self._patience.ask(
+                lambda: self.client.list_multipart_uploads(
+                    Bucket=bucket,
+                    Prefix=prefix,
+                    **following,  # noqa: B023  # asked at once
+                )
+            )
+            for entry in page.get("Uploads", ()):
+                yield entry["Key"], entry["UploadId"]
+            if not page.get("IsTruncated"):
+                return
+            following = {
+                "KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]
+            }  # fmt: skip
+
 
 @contextlib.contextmanager
 def _setup_errors() -> Iterator[None]:

@@ -6,10 +6,10 @@ decoded, ``s3a`` read as s3. A store takes its keys as they are, so those are co
 
 from __future__ import annotations
 
+import functools
 import posixpath
-import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,12 +21,12 @@ from mer_batch.storage import Location, parse_uri
 # Names below one another, none empty, . or .. (RE2 has no lookahead).
 _NAMES = r"(/([^/.]|\.[^/.]|\.\.[^/])[^/]*)+"
 # URIs that are their own normal form: there a comparison of the first characters decides.
-_PLAIN_URI = rf"^(file://)?{_NAMES}$|^s3a?://[^/]"
+_PLAIN_URI = rf"^(file:(//)?)?{_NAMES}$|^s3a?://[^/]"
 _CLIMBS = r"(?s)^s3a?://(|.*/)\.\.(/|$)"
-_ENCODED = r"(?s)^file://.*%"
+_ENCODED = r"(?s)^file:.*%"
 _HIDES = r"%(2[EeFf]|00)"  # a dot, a slash, a NUL
 _HAS_DOTS = r"(^|/)\.\.?(/|$)"
-_NOTHING = r"[^\x{0}-\x{10FFFF}]"
+_MAX_NAMES = 900  # RE2 repeats nothing more than a thousand times
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Roots:
         """
         return cls(tuple(_root(uri) for uri in uris))
 
+    @classmethod
+    def below(cls, folder: Location) -> Roots:
+        """A folder or prefix as the only root."""
+        return cls((Location(folder.bucket, folder.path.rstrip("/")),))
+
     @property
     def folders(self) -> tuple[str, ...]:
         """Those on local disks."""
@@ -63,14 +68,15 @@ class Roots:
             location = parse_uri(uri)
         except StorageError:
             return False
+        return self.hold(location)
+
+    def hold(self, location: Location) -> bool:
+        """Whether a location lies at or below one of the roots."""
         if location.is_s3 and ".." in location.path.split("/"):
             return False  # a store that is kept in folders might resolve it
-        path = location.path if location.is_s3 else _normal_path(location.path)
-        return any(
-            location.bucket == root.bucket
-            and (not root.path or path == root.path or path.startswith(root.path + "/"))
-            for root in self.locations
-        )
+        path = location.path if location.is_s3 else _normal_path(location.path).rstrip("/")
+        top = Location(location.bucket, path)
+        return any(_start(top, n) in self._tops for n in self._depths)
 
     def admitted(self, uris: pa.ChunkedArray) -> pa.ChunkedArray:
         """Which of some absolute URIs lie at or below one of the roots.
@@ -80,7 +86,7 @@ class Roots:
         uris : pa.ChunkedArray
             Strings, none null.
         """
-        is_admitted = pc.match_substring_regex(uris, self._pattern())
+        is_admitted = self._begin_as_roots(uris)
         is_odd = pc.or_(
             pc.invert(pc.match_substring_regex(uris, _PLAIN_URI)),
             pc.match_substring_regex(uris, _CLIMBS),
@@ -94,17 +100,55 @@ class Roots:
         found = pa.array([self.admit(uri) for uri in uris.filter(is_odd).to_pylist()], pa.bool_())
         return pc.replace_with_mask(is_admitted.combine_chunks(), is_odd.combine_chunks(), found)
 
-    def _pattern(self) -> str:
-        """Matches plain URIs at or below a root."""
-        starts = []
-        for root in self.locations:
+    def _begin_as_roots(self, uris: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Whether plain URIs begin with the whole names of a root."""
+        # One spelling of each scheme. One look-up for each depth, however many roots there are:
+        # a pattern of all roots outgrows the matcher's memory at some 250 and is 100 times slower.
+        uris = pc.replace_substring_regex(uris, "^s3a://", "s3://")
+        uris = pc.replace_substring_regex(uris, "^file:/([^/])", r"file:///\1")
+        is_below = pc.is_in(uris, pa.array([], pa.string()))
+        by_depth: dict[int, list[str]] = {}
+        for spelling in self._spellings():
+            by_depth.setdefault(spelling.count("/"), []).append(spelling)
+        for n_slashes, roots in by_depth.items():
+            names = rf"(?s)^([^/]*(?:/[^/]*){{{n_slashes}}})/.*$"
+            starts = pc.replace_substring_regex(uris, names, r"\1")
+            is_below = pc.or_(is_below, pc.is_in(starts, pa.array(roots, pa.string())))
+        return is_below
+
+    def _spellings(self) -> Iterator[str]:
+        """How plain URIs may write the roots."""
+        for root in self._tops:
             if root.is_s3:
-                starts += [f"{scheme}://{root.bucket}/{root.path}" for scheme in ("s3", "s3a")]
-            elif _is_text(root.path):
-                starts += [root.path, f"file://{urllib.parse.quote(root.path)}"]
-                starts += [] if "%" in root.path else [f"file://{root.path}"]
-        ends = [re.escape(start.rstrip("/")) + "(/|$)" for start in starts]
-        return "|".join(f"^{end}" for end in ends) or _NOTHING
+                yield f"s3://{root.bucket}/{root.path}".rstrip("/")
+            elif is_text(root.path):
+                yield root.path
+                yield f"file://{urllib.parse.quote(root.path)}"
+                if "%" not in root.path:
+                    yield f"file://{root.path}"
+
+    @functools.cached_property
+    def _tops(self) -> frozenset[Location]:
+        """The roots that lie below no other one."""
+        roots = frozenset(self.locations)
+        return frozenset(
+            root
+            for root in roots
+            if not any(_start(root, n) in roots for n in range(_n_names(root.path)))
+        )
+
+    @functools.cached_property
+    def _depths(self) -> frozenset[int]:
+        return frozenset(_n_names(root.path) for root in self._tops)
+
+
+def _n_names(path: str) -> int:
+    return len(path.split("/")) if path else 0
+
+
+def _start(location: Location, n_names: int) -> Location:
+    """The first names of a path; of a local one, the first is empty."""
+    return Location(location.bucket, "/".join(location.path.split("/")[:n_names]))
 
 
 def resolved(
@@ -143,6 +187,11 @@ def _root(uri: str) -> Location:
         root = parse_uri(uri)
     except StorageError as error:
         raise ConfigError(f"catalog.allowed_roots: {error}") from error
+    if _n_names(root.path) > _MAX_NAMES:
+        raise ConfigError(
+            f"catalog.allowed_roots: {uri[:80]!r}... must hold no more than {_MAX_NAMES} names; "
+            "give a folder above it"
+        )
     if not root.is_s3:
         return Location(None, _normal_path(root.path).rstrip("/"))
     if ".." in root.path.split("/"):
@@ -150,7 +199,7 @@ def _root(uri: str) -> Location:
     return Location(root.bucket, root.path.rstrip("/"))
 
 
-def _is_text(path: str) -> bool:
+def is_text(path: str) -> bool:
     """Whether a URI can spell it without an encoded byte."""
     try:
         path.encode()

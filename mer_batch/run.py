@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from mer_batch.errors import Interrupted, MerBatchError
+from mer_batch.errors import Interrupted, MerBatchError, RefusedError
 from mer_batch.lease import Lease, lease_location
 from mer_batch.schema import utc_now
 from mer_batch.steps import reach
@@ -102,12 +102,13 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         try:
-            reach("traces_to_write")
-            self._write_traces(error)
-            reach("traces_written")
-            if error is None and not self.may_leave_parts:
-                self._storage.delete(self._mark)
-                reach("mark_removed")
+            with no_refusal("the run's work is done, its traces are not written: "):
+                reach("traces_to_write")
+                self._write_traces(error)
+                reach("traces_written")
+                if error is None and not self.may_leave_parts:
+                    self._storage.delete(self._mark)
+                    reach("mark_removed")
         finally:
             self.lease.release()
 
@@ -154,6 +155,15 @@ class Run:
             self._storage.write(self._folder.child("log"), ("\n".join(self.log) + "\n").encode())
             text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
             self._storage.write(self._folder.child("manifest.json"), text.encode())
+
+
+@contextlib.contextmanager
+def no_refusal(preface: str = "") -> Iterator[None]:
+    """Past this point work has begun: a fault of the store no longer means `refused`."""
+    try:
+        yield
+    except RefusedError as error:
+        raise MerBatchError(f"{preface}{error}") from error
 
 
 class StopSignals:

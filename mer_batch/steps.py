@@ -29,6 +29,7 @@ STEPS = {
     "sweep_to_begin": "a run that was cut short is found",
     "part_to_sweep": "a part that no commit names is about to be deleted",
     "parts_swept": "no part is left that no commit names",
+    "night_to_sweep": "in a store: what is left of nights is looked at, and about to be deleted",
     "night_swept": "nothing is left of a night that was not published",
     "mark_forgotten": "the mark of a run that was cut short is gone",
     # Work, by a worker or, from features, by the driver.
@@ -51,6 +52,7 @@ STEPS = {
     "publish_to_begin": "a night is complete, nothing of it is written",
     "marker_removed": "in a store: the night before is hidden from readers",
     "night_part_written": "a part of the night is written",
+    "beside_to_clear": "in a store: what lies beside a night's parts is listed, and may be deleted",
     "marker_to_write": "all parts of the night are written, its marker is not",
     "marker_written": "the night is whole; on a disk it lies aside",
     "night_to_place": "on a disk: the night is about to take its place",

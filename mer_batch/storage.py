@@ -262,6 +262,24 @@ class Storage:
             else:
                 Path(location.path).unlink(missing_ok=True)
 
+    def list_begun(self, location: Location) -> list[tuple[Location, str]]:
+        """What lies half written in a store below a prefix, and the upload that it is part of.
+
+        Such parts are in no listing of objects, and are paid for all the same.
+        """
+        if location.bucket is None:
+            return []
+        bucket, prefix = location.bucket, location.path.rstrip("/") + "/"
+        with _storage_errors("list", location):
+            begun = list(self._objects.list_begun(bucket, prefix))
+        return [(Location(bucket, key), upload) for key, upload in begun]
+
+    def drop_begun(self, location: Location, upload: str) -> None:
+        """Give up what lies half written in a store."""
+        if location.bucket is not None:
+            with _storage_errors("delete", location):
+                self._objects.drop_parts(location.bucket, location.path, upload)
+
     def check_writable(self, location: Location, *, below: Sequence[str] = ()) -> None:
         """Write and delete a probe, so that a store which refuses is found before work begins.
 
@@ -306,7 +324,7 @@ class Storage:
     def _write_local_if(self, location: Location, content: bytes, token: str | None) -> str | None:
         path = Path(location.path)
         with _storage_errors("write", location):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with open(path.with_name(f".{path.name}.lock"), "w", encoding="ascii") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 present = self.read_with_token(location)
@@ -332,7 +350,8 @@ class Storage:
         uri : str
         max_bytes : int
         admit : callable
-            Called with the number of bytes before they are read, once an attempt; may wait.
+            Called with the number of bytes before they are read, once an attempt, while the file
+            or the answer is open: it must not wait, but it may raise.
         folders : sequence of str, optional
             What a local file must lie below, links followed; anywhere by default.
 
@@ -480,16 +499,18 @@ def _check_size(n_bytes: int, max_bytes: int) -> None:
 def _read_audio_file(
     path: str, max_bytes: int, folders: Sequence[str] | None, admit: Callable[[int], None]
 ) -> AudioObject:
+    # All is asked of the open file: what a path leads to may be exchanged in between. Opening a
+    # named pipe would wait for ever without O_NONBLOCK, which files do not heed.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        if folders is not None:
-            path = _below(path, folders)
-        # Looked at before it is opened: opening a named pipe would wait for ever.
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise AudioError("not_audio", "not a regular file")
-        _check_size(found.st_size, max_bytes)
-        admit(found.st_size)
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise AudioError("not_audio", "not a regular file")
+            if folders is not None:
+                _check_below(_path_of(file.fileno(), path), folders)
+            _check_size(found.st_size, max_bytes)
+            admit(found.st_size)
             content = file.read(max_bytes + 1)
         _check_size(len(content), max_bytes)
         return AudioObject(content, _version_of(found))
@@ -500,18 +521,28 @@ def _read_audio_file(
     except ValueError as error:
         raise AudioError("not_found", f"not a usable path: {error}") from error
     except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ENXIO, errno.ENODEV):  # a folder, socket or device
+            raise AudioError("not_audio", "not a regular file") from error
         is_name = error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
         reason = "not_found" if is_name else "storage_error"
         raise AudioError(reason, error.strerror or str(error)) from error
 
 
-def _below(path: str, folders: Sequence[str]) -> str:
-    """The file that a path leads to, links followed; it must lie below one of the folders."""
-    found = os.path.realpath(path)
+def _path_of(descriptor: int, path: str) -> str:
+    """Where an open file lies, links followed."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:  # not Linux: at least it must be the same file still
+        found = os.path.realpath(path)
+        if not os.path.samestat(os.stat(found), os.fstat(descriptor)):
+            raise AudioError("storage_error", "the file was exchanged while it was read") from None
+        return found
+
+
+def _check_below(found: str, folders: Sequence[str]) -> None:
     tops = {os.path.realpath(folder) for folder in folders}
     if not any(os.path.commonpath([found, top]) == top for top in tops):
         raise AudioError("access_denied", "a link leads out of catalog.allowed_roots")
-    return found
 
 
 def _file_version(path: str) -> str:

@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from mer_batch.schema import REASONS, TARGETS
+from mer_batch.schema import DOUBTFUL_REASONS, REASONS, TARGETS
 
 if TYPE_CHECKING:
+    from mer_batch.enrich import Outcome
     from mer_batch.labels import LabelsReport, LabelSummary
     from mer_batch.pipelines.evaluation import EvaluationSummary
     from mer_batch.pipelines.extraction import ExtractSummary
@@ -51,10 +52,14 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
     was = "" if summary.was_published else "  (unchanged, published before)"
     rows += [("enriched", f"{summary.night_uri}{was}"), ("run", summary.run_id)]
     if outcome.n_rejected:
-        most = max(outcome.n_rejected, key=lambda reason: outcome.n_rejected[reason])
-        again = f"try some again: mer-batch replay CONFIG reason={most}"
-        rows.append(("rejects", f"{summary.rejects_uri}  (a Delta table; {again})"))
+        rows.append(("rejects", f"{summary.rejects_uri}  (a Delta table{_hint(outcome)})"))
     _print_rows(console, rows)
+
+
+def _hint(outcome: Outcome) -> str:
+    """How to try again what may do better without a change of the audio or the limits."""
+    reasons = ",".join(reason for reason in outcome.n_rejected if reason in DOUBTFUL_REASONS)
+    return f"; to try again: mer-batch replay CONFIG reason={reasons}" if reasons else ""
 
 
 def print_extract_summary(console: Console, summary: ExtractSummary) -> None:

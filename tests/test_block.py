@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer_batch.block import _READ_AHEAD_BYTES, BlockRecord, BlockReport, Job, Room
+from mer_batch.block import _READ_AHEAD_BYTES, BlockRecord, BlockReport, Job, NoRoomError, Room
+from mer_batch.config import StorageConfig
 from mer_batch.errors import AudioError, LeaseError
 from mer_batch.lease import Lease, lease_location
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import SCORE_COLUMNS, Identity
-from mer_batch.storage import Location, Storage
+from mer_batch.storage import AudioObject, Location, Storage
 from mer_batch.tag import Scores
 from tests.big_tracks import block_of, worker_in
+from tests.faulty_store import FaultyStore
 from tests.sounds import wav
 
 Place = tuple[Storage, Location]
@@ -134,6 +138,42 @@ def test_whoever_waits_is_turned_away_at_the_end() -> None:
         room.close()
         with pytest.raises(AudioError, match="no longer wanted"):
             waiting.result(TIMEOUT_SECONDS)
+
+
+def test_nothing_is_open_while_a_track_waits_for_room(place: Place) -> None:
+    """What is read then is what lies there then: the file, or the answer, was let go of."""
+    storage, folder = place
+    audio = folder.child("a.mp3")
+    storage.write(audio, b"before")
+    room = Room(100)
+    room.take(1, 100)
+    asked = threading.Event()
+
+    def read(admit: Callable[[int], None]) -> AudioObject:
+        def admit_and_tell(n_bytes: int) -> None:
+            asked.set()
+            admit(n_bytes)
+
+        return storage.read_audio(audio.uri, max_bytes=1_000, admit=admit_and_tell)
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(room.fill, 2, read)
+        assert asked.wait(TIMEOUT_SECONDS)
+        storage.write(audio, b"afterwards")
+        room.give_back(1)
+        assert reading.result(TIMEOUT_SECONDS).content == b"afterwards"
+    room.take(3, 90)
+    with pytest.raises(NoRoomError):
+        room.take_at_once(4, 1)
+
+
+def test_what_fits_is_asked_for_once(s3: Any, faulty: FaultyStore) -> None:
+    s3.put_object(Bucket=s3.bucket, Key="a.mp3", Body=b"x" * 100)
+    storage = Storage(StorageConfig(endpoint_url=faulty.endpoint))
+    uri, before = f"s3://{s3.bucket}/a.mp3", faulty.asked["GET"]
+    read = functools.partial(storage.read_audio, uri, max_bytes=100)
+    assert Room(100).fill(0, read).version
+    assert faulty.asked["GET"] == before + 1
 
 
 def test_many_readers_never_wait_for_one_another() -> None:

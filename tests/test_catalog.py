@@ -383,6 +383,39 @@ def test_a_mixed_folder_is_audio_unless_columns_are_named(music: Path) -> None:
     assert open_catalog(music, format="parquet").keys.num_rows == 2
 
 
+def test_names_that_are_no_text_have_ids_that_no_other_name_has(tmp_path: Path) -> None:
+    names = [b"\xff.mp3", b"%FF.mp3", b"%25FF.mp3", b"%2525FF.mp3", b"two words\xe9.mp3",
+             "é.mp3".encode(), b"%C3%A9.mp3", b"100%.mp3", b"%ff.mp3", b"50%25.mp3"]  # fmt: skip
+    for name in names:
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(name)
+    keys = open_catalog(tmp_path).keys
+    found = {
+        Path(parse_uri(uri).path).read_bytes(): track_id
+        for track_id, uri in zip(
+            keys["track_id"].to_pylist(), keys["audio_uri"].to_pylist(), strict=True
+        )
+    }
+    assert found == {
+        b"\xff.mp3": "%FF.mp3",
+        b"%FF.mp3": "%25FF.mp3",
+        b"%25FF.mp3": "%2525FF.mp3",
+        b"%2525FF.mp3": "%252525FF.mp3",
+        b"two words\xe9.mp3": "two words%E9.mp3",
+        # Nothing that is no text could be taken for these.
+        "é.mp3".encode(): "é.mp3",
+        b"%C3%A9.mp3": "%C3%A9.mp3",
+        b"100%.mp3": "100%.mp3",
+        b"%ff.mp3": "%ff.mp3",
+        b"50%25.mp3": "50%25.mp3",
+    }
+
+
+def test_keys_of_a_store_are_their_own_ids(s3: Any) -> None:
+    storage, folder = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "lib")
+    storage.write(folder.child("%FF.mp3"), b"x")
+    assert open_catalog(folder.uri, storage).keys["track_id"].to_pylist() == ["%FF.mp3"]
+
+
 def test_an_output_inside_the_folder_of_audio_is_no_catalog(music: Path) -> None:
     write_deltalake(music / "out" / "scores", tracks(3))
     assert open_catalog(music).keys.num_rows == 8
@@ -444,6 +477,48 @@ def test_a_delta_table_whose_files_hold_deleted_rows_is_refused(tmp_path: Path) 
     if "deletionVectors" not in log.read_text():
         pytest.skip("this delta-rs does not write the feature")
     assert "deletionVectors" in refusal(tmp_path / "t")
+
+
+def name_another_file(storage: Storage, table: Location, path: str) -> None:
+    """Have a Delta table's only commit name a file of our choice."""
+    log = table.child("_delta_log", "0" * 20 + ".json")
+    actions = [json.loads(line) for line in storage.read(log).splitlines()]
+    for action in actions:
+        if "add" in action:
+            action["add"]["path"] = path
+    storage.write(log, "\n".join(map(json.dumps, actions)).encode())
+
+
+@pytest.mark.parametrize("path", ["{uri}/private.parquet", "../private.parquet", "a/../../p"])
+def test_a_delta_table_publishes_no_files_from_outside_its_folder(place: Place, path: str) -> None:
+    storage, folder = place
+    table, private = folder.child("t"), folder.child("private.parquet")
+    write_deltalake(table.uri, tracks(2), storage_options=storage.delta_options(table))
+    put_table(storage, private, tracks(3))
+    top = folder.uri if folder.is_s3 else f"file://{folder.uri}"
+    name_another_file(storage, table, path.format(uri=top))
+    with pytest.raises(CatalogError, match=r"names 1 files that lie outside its folder, the first"):
+        open_catalog(table.uri, storage)
+    with pytest.raises(CatalogError, match="names 1 files"):
+        open_catalog(table.uri, storage, allowed_roots=[f"{folder.uri}/elsewhere"])
+    if path.startswith("{"):  # as a shallow clone names them
+        clone = open_catalog(table.uri, storage, allowed_roots=[folder.uri])
+        assert clone.keys.num_rows == 3
+
+
+def test_a_delta_table_names_files_of_its_own_kind_of_storage_only(tmp_path: Path, s3: Any) -> None:
+    storage, far = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "lib/t")
+    near = parse_uri(str(tmp_path / "t"))
+    pq.write_table(tracks(1), tmp_path / "x.parquet")
+    roots = [str(tmp_path), f"s3://{s3.bucket}"]
+    ways = (f"file://{tmp_path}/x.parquet", f"file:{tmp_path}/x.parquet", "s3://other/x.parquet")
+    for table, way in [(far, ways[0]), (far, ways[1]), (near, ways[2])]:
+        options = storage.delta_options(table)
+        write_deltalake(table.uri, tracks(2), storage_options=options, mode="overwrite")
+        name_another_file(storage, table, way)
+        with pytest.raises(CatalogError, match="names 1 files"):
+            open_catalog(table.uri, storage, allowed_roots=[*roots, "s3://other"])
+        storage.delete(table.child("_delta_log", "0" * 20 + ".json"))
 
 
 # ------------------------------------------------------------------ keys

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from mer_batch.disk import exchange
 from mer_batch.enrich import (
     MARKER,
     Outcome,
+    Publication,
     _put_in_place,
+    is_published,
     last_published,
     look_up_outcome,
     open_budget,
@@ -29,8 +33,11 @@ from mer_batch.enrich import (
     sweep_unfinished,
 )
 from mer_batch.errors import CatalogError, LeaseError, MerBatchError, StorageError
+from mer_batch.lease import Lease, lease_location
 from mer_batch.schema import Identity
+from mer_batch.steps import VARIABLE
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.chaos.breakpoints import Breakpoints
 from tests.faulty_store import FaultyStore
 from tests.test_catalog import COLUMNS, assert_same_columns, tracks
 from tests.test_plan import NOW, TODAY, Bench
@@ -48,6 +55,14 @@ MARK = {
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
+
+
+@pytest.fixture
+def breakpoints(monkeypatch: pytest.MonkeyPatch) -> Iterator[Breakpoints]:
+    """Holds threads of this process at steps."""
+    with Breakpoints() as breakpoints:
+        monkeypatch.setenv(VARIABLE, breakpoints.environment[VARIABLE])
+        yield breakpoints
 
 
 # ------------------------------------------------------------------ outcome
@@ -161,6 +176,25 @@ def catalog_of(table: pa.Table, path: Path, **options: Any) -> Catalog:
     return read_catalog(config, Storage(StorageConfig()), taken_names=[])
 
 
+@contextmanager
+def held(place: Place, run_id: str) -> Iterator[Lease]:
+    """The lease on an output, for as long as nobody takes it over."""
+    lease = Lease(place[0], lease_location(place[1]), run_id, seconds=600)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+@contextmanager
+def taken_over(place: Place, run_id: str) -> Iterator[Lease]:
+    """The lease on an output, whoever holds it: as if that one had slept past it."""
+    holder = json.loads(place[0].read(lease_location(place[1])))
+    place[0].write(lease_location(place[1]), json.dumps({**holder, "released": True}).encode())
+    with held(place, run_id) as lease:
+        yield lease
+
+
 def put(
     place: Place,
     catalog: Catalog,
@@ -168,21 +202,26 @@ def put(
     *,
     run_id: str = "r1",
     prefix: str = "",
-    check: Callable[[], None] = lambda: None,
+    lease: Lease | None = None,
 ) -> Location:
     storage, output = place
-    night = output.child("enriched", "run_date=2026-11-22")
-    publish(
-        storage, night, catalog, outcome_of(n),
-        prefix=prefix, run_id=run_id, marker={**MARK, "run_id": run_id}, check=check,
-    )  # fmt: skip
-    return night
+    folder = output.child("enriched", "run_date=2026-11-22")
+    with nullcontext(lease) if lease else held(place, run_id) as holding:
+        marker = {**MARK, "run_id": run_id}
+        publish(Publication(storage, folder, catalog, outcome_of(n), prefix, marker, holding))
+    return folder
+
+
+def sweep(place: Place, run_id: str) -> list[str]:
+    with held(place, "sweeper") as lease:
+        return sweep_unfinished(*place, run_id, lease)
 
 
 def names_below(place: Place) -> list[str]:
     storage, output = place
     start = len(output.path) + 1
-    return sorted(found.path[start:] for found, _, _ in storage.list_files(output))
+    names = (found.path[start:] for found, _, _ in storage.list_files(output))
+    return sorted(name for name in names if not name.startswith("runs/"))
 
 
 def read_night(place: Place, night: Location) -> pa.Table:
@@ -224,7 +263,7 @@ def test_rows_keep_the_catalogs_order_over_many_batches(place: Place, tmp_path: 
 def test_a_night_is_replaced_as_a_whole(place: Place, tmp_path: Path) -> None:
     catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
     put(place, catalog, 3, run_id="r1")
-    place[0].write(place[1].child("enriched", "run_date=2026-11-22", "stray.parquet"), b"old")
+    place[0].write(place[1].child("enriched", "run_date=2026-11-22", "part-9-r0.parquet"), b"old")
     put(place, catalog, 3, run_id="r2")
     assert names_below(place) == [
         "enriched/run_date=2026-11-22/_SUCCESS",
@@ -251,10 +290,11 @@ def test_on_a_store_the_marker_goes_first(s3: Any, tmp_path: Path) -> None:
     output = parse_uri(f"s3://{s3.bucket}/out")
     put((Storage(config), output), catalog, 3)
     with pytest.raises(StorageError, match="gone"):
-        put((BreaksOff(config), output), catalog, 3)
-    assert names_below((Storage(config), output)) == [
-        "enriched/run_date=2026-11-22/part-00000-r1.parquet"
-    ]
+        put((BreaksOff(config), output), catalog, 3, run_id="r2")
+    parts = [published(run_id)[1] for run_id in ("r1", "r2")]
+    assert names_below((Storage(config), output)) == parts
+    assert sweep((Storage(config), output), "r2") == ["2026-11-22"]
+    assert names_below((Storage(config), output)) == []
 
 
 def test_other_nights_are_left_alone(place: Place, tmp_path: Path) -> None:
@@ -286,7 +326,7 @@ def test_a_catalog_that_changed_leaves_no_marker(place: Place, tmp_path: Path, n
     with pytest.raises(MerBatchError, match="changed"):
         put(place, catalog, 3)
     assert not [name for name in names_below(place) if name.endswith(MARKER)]
-    sweep_unfinished(*place, "r1")
+    sweep(place, "r1")
     assert names_below(place) == []
 
 
@@ -299,7 +339,7 @@ def test_a_failed_night_leaves_the_one_before_on_a_local_disk(tmp_path: Path) ->
     path.unlink()
     with pytest.raises(CatalogError):
         put(place, catalog, 3, run_id="r2")
-    sweep_unfinished(*place, "r2")
+    sweep(place, "r2")
     assert names_below(place) == before
 
 
@@ -308,7 +348,8 @@ def test_a_store_that_refuses_is_told_in_words(s3: Any, tmp_path: Path) -> None:
     nowhere = Storage(StorageConfig(endpoint_url=s3.endpoint)), parse_uri("s3://no-such-bucket/out")
     with pytest.raises(StorageError, match="no-such-bucket"):
         put(nowhere, catalog, 3)
-    (tmp_path / "out").write_text("a file is in the way")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "enriched").write_text("a file is in the way")
     blocked = Storage(StorageConfig()), parse_uri(str(tmp_path / "out"))
     with pytest.raises(StorageError, match="cannot publish"):
         put(blocked, catalog, 3)
@@ -319,7 +360,7 @@ def test_a_store_that_refuses_is_told_in_words(s3: Any, tmp_path: Path) -> None:
 
 def test_before_the_first_night_nothing_is_published(place: Place) -> None:
     assert last_published(*place) is None
-    sweep_unfinished(*place, "r1")
+    sweep(place, "r1")
 
 
 def test_the_latest_night_is_the_one_published_last(place: Place) -> None:
@@ -350,7 +391,7 @@ def test_leftovers_are_swept_and_whole_nights_stay(place: Place) -> None:
     foreign = ["enriched/readme.txt", "enriched/run_date=2026-11-22.csv"]
     for name in [*whole, *half, *foreign]:
         storage.write(output.child(name), b"")
-    sweep_unfinished(storage, output, "r1")
+    sweep((storage, output), "r1")
     assert names_below(place) == sorted([*foreign, *whole])
 
 
@@ -386,28 +427,42 @@ def test_a_night_that_a_crash_left_moved_is_put_back(tmp_path: Path, is_new_in_p
         (enriched / "_unfinished-r2" / "run_date=2026-11-22").rename(
             enriched / "run_date=2026-11-22"
         )
-    sweep_unfinished(*place, "r2")
+    sweep(place, "r2")
     assert names_below(place) == [f"enriched/run_date=2026-11-22/{MARKER}"]
     expected = "new" if is_new_in_place else "old"
     assert (enriched / "run_date=2026-11-22" / MARKER).read_text() == expected
 
 
 def test_an_output_that_is_another_runs_is_left_alone(place: Place, tmp_path: Path) -> None:
-    storage, _ = place
     catalog = catalog_of(pa.table({"track_id": ["a"], "audio_uri": ["x"]}), tmp_path / "c.parquet")
-    night = put(place, catalog, 1)
-    before = names_below(place)
+    with held(place, "late") as late, taken_over(place, "r1") as lease:
+        put(place, catalog, 1, run_id="r1", lease=lease)
+        with pytest.raises(LeaseError):
+            late.confirm()
+        with pytest.raises(LeaseError, match="another run took it over"):
+            put(place, catalog, 1, run_id="late", lease=late)
+    assert names_below(place) == published("r1")
 
-    def lost() -> None:
-        raise LeaseError("taken over")
 
-    with pytest.raises(LeaseError):
-        publish(
-            storage, night, catalog, outcome_of(1),
-            prefix="", run_id="late", marker={**MARK, "run_id": "late"}, check=lost,
-        )  # fmt: skip
-    assert [name for name in names_below(place) if "_unfinished-" not in name] == before
-    assert storage.read(night.child("_SUCCESS")).find(b"late") == -1
+def test_what_others_have_put_beside_a_night_in_a_store_is_theirs(s3: Any, tmp_path: Path) -> None:
+    place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
+    night = put(place, catalog, 3, run_id="r1")
+    theirs = [night.child(name) for name in ("_committed", "index.parquet", "sub/part-1.parquet")]
+    for location in theirs:
+        place[0].write(location, b"theirs")
+    put(place, catalog, 3, run_id="r2")
+    place[0].delete(night.child(MARKER))
+    sweep(place, "r2")
+    assert names_below(place) == sorted(found.path.removeprefix("out/") for found in theirs)
+
+
+def test_a_night_is_only_there_with_all_its_parts(place: Place, tmp_path: Path) -> None:
+    assert not is_published(place[0], place[1].child("enriched", "run_date=2026-11-22"), "c")
+    night = put(place, catalog_of(tracks(3), tmp_path / "c.parquet"), 3)
+    assert is_published(place[0], night, "c")
+    assert not is_published(place[0], night, "another catalog")
+    place[0].delete(night.child("part-00000-r1.parquet"))
+    assert not is_published(place[0], night, "c")
 
 
 # ------------------------------------------------------------------ on a store that misbehaves
@@ -450,38 +505,115 @@ def test_a_night_is_not_declared_whole_before_the_store_lists_it(
     assert names_below(straight(s3)) == []
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 3])
-def test_who_is_taken_over_while_publishing_leaves_no_row_twice(
-    s3: Any, tmp_path: Path, n_steps: int
+_PUBLISHING = [
+    "publish_to_begin", "marker_removed", "night_part_written", "beside_to_clear", "marker_to_write"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("step", _PUBLISHING)
+def test_who_is_taken_over_while_publishing_takes_nothing_away(
+    s3: Any, tmp_path: Path, breakpoints: Breakpoints, step: str, is_whole: bool
 ) -> None:
-    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
-    steps: list[int] = []
+    """The one that took over has published, or is about to put its marker, when it wakes up."""
+    place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
+    put(place, catalog, 3, run_id="r0")
+    with held(place, "r1") as lost, ThreadPoolExecutor(2) as runs:
+        breakpoints.hold(step)
+        late = runs.submit(put, place, catalog, 3, run_id="r1", lease=lost)
+        asleep = breakpoints.wait(60)
+        assert asleep is not None
+        with taken_over(place, "r2") as lease:
+            sweep_unfinished(*place, "r1", lease)
+            if not is_whole:
+                breakpoints.hold("marker_to_write")
+            other = runs.submit(put, place, catalog, 3, run_id="r2", lease=lease)
+            at_marker = None if is_whole else breakpoints.wait(60)
+            assert is_whole or at_marker is not None
+            if is_whole:
+                other.result(60)
+            asleep.let_go()
+            with pytest.raises(LeaseError, match="another run took it over"):
+                late.result(60)
+            if at_marker is not None:
+                at_marker.let_go()
+            other.result(60)
+    assert names_below(place) == published("r2")
 
-    def check() -> None:
-        steps.append(1)
-        if len(steps) == n_steps:  # as after a long sleep: another run has published meanwhile
-            put(straight(s3), catalog, 3, run_id="r2")
-            raise LeaseError("the lease is lost")
 
-    with pytest.raises(LeaseError, match="the lease is lost"):
-        put(straight(s3), catalog, 3, run_id="r1", check=check)
-    assert names_below(straight(s3)) == published("r2")
+@pytest.mark.parametrize("step", ["beside_to_clear", "night_to_sweep"])
+def test_what_is_listed_and_marked_meanwhile_is_not_taken_away(
+    s3: Any, tmp_path: Path, breakpoints: Breakpoints, step: str
+) -> None:
+    """The late one looks while the other one's parts are there and their marker is not."""
+    place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
+    is_sweep = step == "night_to_sweep"
+    with held(place, "r1") as lost, ThreadPoolExecutor(2) as runs:
+        if not is_sweep:
+            breakpoints.hold("night_part_written")
+            late = runs.submit(put, place, catalog, 3, run_id="r1", lease=lost)
+            asleep = breakpoints.wait(60)
+            assert asleep is not None
+        with taken_over(place, "r2") as lease:
+            breakpoints.hold("marker_to_write")
+            other = runs.submit(put, place, catalog, 3, run_id="r2", lease=lease)
+            at_marker = breakpoints.wait(60)
+            assert at_marker is not None
+            breakpoints.hold(step)
+            if is_sweep:
+                late = runs.submit(sweep_unfinished, *place, "r0", lost)
+            else:
+                asleep.let_go()
+            looking = breakpoints.wait(60)
+            assert looking is not None
+            at_marker.let_go()
+            other.result(60)
+            looking.let_go()
+            with pytest.raises(LeaseError, match="another run took it over"):
+                late.result(60)
+    assert names_below(place) == published("r2")
 
 
-def test_a_marker_that_another_run_has_put_is_not_overwritten(s3: Any, tmp_path: Path) -> None:
-    catalog = catalog_of(tracks(3), tmp_path / "c.parquet")
-    steps: list[int] = []
+def test_a_marker_that_was_put_late_is_replaced_by_the_holder(
+    s3: Any, tmp_path: Path, breakpoints: Breakpoints
+) -> None:
+    place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
+    with ThreadPoolExecutor(1) as runs:
+        breakpoints.hold("marker_to_write")
+        holder = runs.submit(put, place, catalog, 3, run_id="r2")
+        at_marker = breakpoints.wait(60)
+        assert at_marker is not None
+        night = place[1].child("enriched", "run_date=2026-11-22")
+        late = {**MARK, "parts": [{"name": "part-00000-r1.parquet", "n_rows": 3}]}
+        place[0].write(night.child(MARKER), json.dumps(late).encode())
+        at_marker.let_go()
+        holder.result(60)
+    assert names_below(place) == published("r2")
+    assert len(read_night(place, night)) == 3
 
-    def check() -> None:
-        steps.append(1)
-        if len(steps) == 3:  # the last look at the lease, just before it is lost
-            put(straight(s3), catalog, 3, run_id="r2")
 
-    with pytest.raises(LeaseError, match="another run has published this night"):
-        put(straight(s3), catalog, 3, run_id="r1", check=check)
-    assert names_below(straight(s3)) == published("r2")
-    marker = straight(s3)[1].child("enriched", "run_date=2026-11-22", MARKER)
-    assert json.loads(straight(s3)[0].read(marker))["run_id"] == "r2"
+def test_what_lies_half_written_in_a_store_is_given_up(s3: Any) -> None:
+    place = straight(s3)
+    night = "out/enriched/run_date=2026-11-22"
+    keys = [f"{night}/part-00000-{run_id}.parquet" for run_id in ("r1", "r2")]
+    keys.append(f"{night}/of-others-r1.parquet")
+    for key in keys:
+        s3.create_multipart_upload(Bucket=s3.bucket, Key=key)
+    assert sweep(place, "r1") == []
+    left = s3.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]
+    assert sorted(upload["Key"] for upload in left) == sorted(keys[1:])
+
+
+def test_a_store_that_does_not_tell_what_is_half_written_is_swept_all_the_same(
+    s3: Any, faulty: FaultyStore
+) -> None:
+    place = behind(s3, faulty)
+    part = place[1].child("enriched", "run_date=2026-11-22", "part-00000-r1.parquet")
+    place[0].write(part, b"rows")
+    with faulty.suffering("AccessDenied", methods="GET", key=f"^{s3.bucket}/?$"):
+        assert sweep(place, "r1") == ["2026-11-22"]
+    assert faulty.suffered["AccessDenied"] == 1
+    assert names_below(straight(s3)) == []
 
 
 def test_a_sweep_believes_the_marker_and_not_the_listing(s3: Any, faulty: FaultyStore) -> None:
@@ -493,7 +625,7 @@ def test_a_sweep_believes_the_marker_and_not_the_listing(s3: Any, faulty: Faulty
     with faulty.suffering("stale", seconds=math.inf):
         storage.delete(nights[0].child(MARKER))
         storage.write(nights[1].child(MARKER), b"{}")
-        sweep_unfinished(storage, output, "r1")
+        sweep((storage, output), "r1")
     kept = [f"enriched/run_date=2026-11-22/{name}" for name in (MARKER, "part-00000-r1.parquet")]
     assert names_below(straight(s3)) == kept
 
@@ -505,7 +637,7 @@ def test_what_a_late_riser_has_left_beside_a_published_night_is_swept(
     night = put(place, catalog_of(tracks(3), tmp_path / "c.parquet"), 3, run_id="r2")
     for name in ("part-00000-r1.parquet", "part-00000-r0.parquet"):
         place[0].write(night.child(name), b"rows")
-    sweep_unfinished(*place, "r1")
+    sweep(place, "r1")
     assert names_below(place) == sorted(
         [*published("r2"), "enriched/run_date=2026-11-22/part-00000-r0.parquet"]
     )

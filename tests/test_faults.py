@@ -11,6 +11,7 @@ import pytest
 
 from mer_batch.errors import holds_credentials, masked
 from mer_batch.faults import Patience, explanation, is_refusal, seconds_to_wait
+from mer_batch.storage import parse_uri
 
 
 def refusal(code: str, status: int = 400) -> botocore.exceptions.ClientError:
@@ -160,3 +161,13 @@ def test_credentials_in_a_uri_are_not_shown(uri: str, shown: str) -> None:
 def test_a_uri_without_credentials_is_shown_as_it_is(uri: str) -> None:
     assert masked(uri) == uri
     assert not holds_credentials(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/crawl/http://u@h/x.mp3", "s3://bucket/it's http://u:p@h/x", "s3://b/a ftp://b:c"],
+)
+def test_a_key_may_look_like_a_uri_with_credentials(uri: str) -> None:
+    assert not holds_credentials(uri)
+    assert parse_uri(uri).path == uri.split("/", 3)[3]
+    assert "u:p" not in masked(uri)

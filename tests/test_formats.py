@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,11 +67,53 @@ def test_csv_of_every_make(tmp_path: Path, content: bytes, name: str) -> None:
         (gzip.compress(HEADER + b"1,a\n" * 99)[:-9], "is a damaged gzip file"),
         (gzip.compress(HEADER + b"1,a\n" * 99)[:-8] + b"12345678", "is a damaged gzip file"),
         (b"\x1f\x8b and no more", "is a damaged gzip file"),
+        (
+            HEADER + b"1,a\n2," + b"b" * 4_000_000 + b"\n3,c\n",
+            "line 3 is too long: a row must have",
+        ),
+        (
+            HEADER + b'1,a\n2,"' + b"bbbb\n" * 1_000_000 + b'"\n',
+            "a row of several lines, in quotes",
+        ),
     ],
 )
 def test_csv_that_is_broken_is_refused_by_line(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "c.csv").write_bytes(content)
     assert words in refusal(tmp_path / "c.csv")
+
+
+def zeros(n_mib: int) -> bytes:
+    """A row of so many MiB, gzipped to a thousandth of it."""
+    packer = zlib.compressobj(6, wbits=31)
+    mib = b"0" * (1 << 20)
+    packed = [packer.compress(HEADER + b"1,"), *(packer.compress(mib) for _ in range(n_mib))]
+    return b"".join([*packed, packer.flush()])
+
+
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused_in_little_memory(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "c.csv.gz").write_bytes(zeros(600))
+    program = (
+        "import resource, sys; from tests.test_catalog import refusal\n"
+        "limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + (400 << 20)\n"
+        "print(refusal(sys.argv[1]))\n"
+        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < limit\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "c.csv.gz")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "c.csv.gz' of 6" in done.stdout
+    assert "bytes unpacks to more than 67,108,864" in done.stdout
+    assert "unpack it yourself if that is meant, or write it as Parquet" in done.stdout
+
+
+def test_rows_that_are_much_alike_are_unpacked(tmp_path: Path) -> None:
+    rows = "".join(f"{i},s3://bucket/library/masters/{i:09}.mp3\n" for i in range(100_000))
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(HEADER + rows.encode(), 9))
+    (tmp_path / "d.csv.gz").write_bytes(gzip.compress(HEADER + b"-1,a\n" + b"\n" * (20 << 20)))
+    assert open_catalog(tmp_path).keys.num_rows == 100_001
 
 
 @pytest.mark.parametrize("value", ['12" mix', 'say "hi', '"', '""', "", 'x"'])

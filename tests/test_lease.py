@@ -22,6 +22,7 @@ from mer_batch.config import StorageConfig
 from mer_batch.errors import LeaseError, StorageError
 from mer_batch.lease import Lease
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.faulty_store import FaultyStore
 
 Place = tuple[Storage, Location]
 
@@ -251,6 +252,54 @@ def test_a_holder_that_cannot_renew_stops_in_time(place: Place, monkeypatch: Any
     wait_until(lambda: is_lost(lease))
     with pytest.raises(LeaseError, match="not renewed for"):
         lease.check()
+    lease.release()
+
+
+def test_a_holder_asks_the_file_and_not_its_watch_alone(place: Place) -> None:
+    lease = take(place, seconds=600)
+    lease.confirm()
+    held = content(place)
+    plant(place)
+    lease.check()  # the watch says that all is well
+    with pytest.raises(LeaseError, match="another run took it over"):
+        lease.confirm()
+    place[0].write(lease_file(place), json.dumps(held).encode())
+    with pytest.raises(LeaseError, match="another run took it over"):
+        lease.check()
+    lease.release()
+
+
+def test_a_lease_whose_file_is_gone_is_lost(place: Place) -> None:
+    lease = take(place)
+    place[0].delete(lease_file(place))
+    with pytest.raises(LeaseError):
+        lease.confirm()
+    lease.release()
+
+
+def test_a_renewal_whose_answer_was_lost_is_still_ours(s3: Any, faulty: FaultyStore) -> None:
+    output = parse_uri(f"s3://{s3.bucket}/place")
+    storage = Storage(StorageConfig(endpoint_url=faulty.endpoint, patience_seconds=1))
+    lease = take((storage, output), seconds=600)
+    before = content((storage, output))["expires_at"]
+    with faulty.suffering("lose_answer", methods="PUT"), pytest.raises(StorageError):
+        lease._put(released=False)
+    assert content((storage, output))["expires_at"] > before, "done, and nobody was told"
+    lease.confirm()
+    lease.release()
+    assert content((storage, output))["released"]
+
+
+def test_a_holder_is_numbered_after_all_that_the_tables_remember(place: Place) -> None:
+    lease = take(place)
+    first = lease.generation
+    lease.rise_above(first - 1)
+    assert lease.generation == first
+    lease.rise_above(first + 1000)
+    assert lease.generation == content(place)["generation"] == first + 1001
+    plant(place)
+    with pytest.raises(LeaseError, match="another run took it over"):
+        lease.rise_above(first + 2000)
     lease.release()
 
 

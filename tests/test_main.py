@@ -12,15 +12,23 @@ from pathlib import Path
 
 import pytest
 
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_work_ends_it_in_one_line(tmp_path: Path, number: signal.Signals) -> None:
-    config = tmp_path / "tag.yaml"
+    check_stopped(["-m", "mer_batch", "tag"], tmp_path / "tag.yaml", number)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_every_job_can_be_stopped_before_work(tmp_path: Path, job: Path) -> None:
+    check_stopped([str(job)], tmp_path / "job.yaml", signal.SIGTERM)
+
+
+def check_stopped(arguments: list[str], config: Path, number: signal.Signals) -> None:
     os.mkfifo(config)  # read for as long as we like
     with subprocess.Popen(
-        [sys.executable, "-m", "mer_batch", "tag", str(config)],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, *arguments, str(config)], stderr=subprocess.PIPE, text=True
     ) as process:
         writer = opened_by_a_reader(config)
         process.send_signal(number)

@@ -74,6 +74,31 @@ def test_any_of_several_roots_admits() -> None:
     assert Roots.of([*roots, "/"]).folders == ("/music", "/")
 
 
+def test_a_root_below_another_changes_nothing_but_stays_a_folder_to_follow_links_to() -> None:
+    roots = ["/music/a/b", "/music", "s3://b/p/q/", "s3://b/p", "/music-2"]
+    uris = ["/music/a/b/c", "/music/x", "s3://b/p/x", "s3a://b/p/q/x", "/music-2/a", "/music-3/a"]
+    assert admitted(roots, uris) == [True, True, True, True, True, False]
+    assert admitted(["/", *roots], ["/anything", "s3://b/q"]) == [True, False]
+    assert Roots.of(roots).folders == ("/music/a/b", "/music", "/music-2")
+
+
+def test_many_roots_cost_no_more_than_one_look_up_a_depth() -> None:
+    """A thousand labels' prefixes: with one pattern of them all this took minutes."""
+    roots = [f"s3://music/labels/label-{i:04}/masters" for i in range(1_000)]
+    inside = [f"s3://music/labels/label-{i % 1_000:04}/masters/{i}.mp3" for i in range(200_000)]
+    outside = [f"s3://music/labels/label-{i % 1_000:04}/drafts/{i}.mp3" for i in range(1_000)]
+    odd = [f"S3://music/labels/label-{i % 1_000:04}/masters/{i}.mp3" for i in range(1_000)]
+    found = admitted(roots, [*inside, *outside, *odd])
+    assert found == [True] * 200_000 + [False] * 1_000 + [True] * 1_000
+
+
+def test_a_root_of_many_names_is_taken_and_one_of_too_many_refused() -> None:
+    root = "/a" * 800
+    assert admitted([root], [f"{root}/x", f"file:{root}", root[:-2]]) == [True, True, False]
+    with pytest.raises(ConfigError, match="must hold no more than 900 names"):
+        Roots.of(["/a" * 1_000])
+
+
 def test_a_relative_root_is_below_the_working_directory(
     tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,19 +119,26 @@ way = st.lists(name, max_size=7).map("/".join)
 
 
 @settings(max_examples=150, deadline=None)
-@given(root=way.map("/".__add__), path=way.map("/".__add__), encode=st.sampled_from(["", "%", "."]))
-@example(root="/music", path="/music/../../music2", encode="")
+@given(
+    roots=st.lists(way.map("/".__add__), min_size=1, max_size=4),
+    path=way.map("/".__add__),
+    encode=st.sampled_from(["", "%", ".", "file:"]),
+)
+@example(roots=["/music"], path="/music/../../music2", encode="")
+@example(roots=["/", "/music"], path="/a", encode="file:")
 def test_a_local_path_is_admitted_exactly_when_its_normal_form_is_below(
-    root: str, path: str, encode: str
+    roots: list[str], path: str, encode: str
 ) -> None:
-    top, found = (os.path.normpath("/" + p.lstrip("/")) for p in (root, path))
-    expected = os.path.commonpath([top, found]) == top
+    *tops, found = (os.path.normpath("/" + p.lstrip("/")) for p in (*roots, path))
+    expected = any(os.path.commonpath([top, found]) == top for top in tops)
     uri = path
-    if encode:
+    if encode == "file:":
+        uri = "file:" + urllib.parse.quote("/" + path.lstrip("/"))
+    elif encode:
         uri = "file://" + urllib.parse.quote("/" + path.lstrip("/"))
     if encode == ".":
         uri = "file:///" + uri.removeprefix("file:///").replace("/", "%2F").replace(".", "%2E")
-    assert admitted([root], [uri]) == [expected]
+    assert admitted(roots, [uri]) == [expected]
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,7 +15,13 @@ import pytest
 import yaml
 
 from mer_batch.config import TagConfig, parse_config
-from mer_batch.errors import ErrorBudgetExceeded, Interrupted, LeaseError, StorageError
+from mer_batch.errors import (
+    ErrorBudgetExceeded,
+    Interrupted,
+    LeaseError,
+    MerBatchError,
+    StorageError,
+)
 from mer_batch.run import Run, StopSignals, iso_now
 from mer_batch.storage import Location, Storage
 
@@ -122,8 +128,12 @@ def test_an_output_that_fails_gives_the_lease_back_and_hides_no_error(place: Pla
         raise ZeroDivisionError
     failing.fails = ""
     # Work that went well is not done while its manifest is missing.
-    with pytest.raises(StorageError, match="full"), open_run((failing, output)):
+    with (
+        pytest.raises(MerBatchError, match=r"work is done.*full") as caught,
+        open_run((failing, output)),
+    ):
         failing.fails = "manifest.json"
+    assert caught.value.exit_code == 1, "it was not refused before work"
     open_run(place).__enter__().lease.release()
 
 

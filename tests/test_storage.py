@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -404,6 +405,40 @@ def test_a_link_that_leads_out_of_the_folders_is_not_followed(tmp_path: Path) ->
         with pytest.raises(AudioError) as missing:
             read(name, [linked])
         assert missing.value.reason == "not_found"
+
+
+def test_a_file_that_is_exchanged_while_it_is_looked_at_is_read_as_it_was(tmp_path: Path) -> None:
+    music, secret = tmp_path / "music", tmp_path / "secret"
+    music.mkdir()
+    secret.write_bytes(b"secret")
+    storage = Storage(StorageConfig())
+    track = music / "a.mp3"
+
+    def leads_out() -> None:
+        track.symlink_to(secret)
+
+    def never_answers() -> None:
+        os.mkfifo(track)
+
+    for exchange in (leads_out, never_answers):
+        track.unlink(missing_ok=True)
+        track.write_bytes(b"music")
+        version = storage.version(Location(None, str(track)))
+
+        def admit(n_bytes: int, exchange: Callable[[], None] = exchange) -> None:
+            track.unlink()
+            exchange()
+
+        found = storage.read_audio(str(track), max_bytes=9, folders=[str(music)], admit=admit)
+        assert (found.content, found.version) == (b"music", version)
+
+
+def test_what_is_no_regular_file_leaves_no_handle_open(tmp_path: Path) -> None:
+    storage = Storage(StorageConfig())
+    before = sum(1 for _ in Path("/dev/fd").iterdir())
+    for _ in range(50):
+        assert reject_reason(storage, str(tmp_path)) == "not_audio"
+    assert sum(1 for _ in Path("/dev/fd").iterdir()) < before + 50
 
 
 def test_a_file_that_may_not_be_read_is_access_denied(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ EBU Tech 3306 (RF64); Apple's AIFF-C and CAF specifications; RFC 3533 (Ogg).
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,12 @@ _MAX_CHUNKS = 10_000
 
 # What libsndfile decodes of WAV: PCM, ADPCM, float, A- and mu-law, GSM, G.721, MP3.
 _WAV_FORMATS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x40, 0x55, 0xFFFE}
+_WAV_MPEG = 0x55
+_OGG_PAGE = b"OggS\0"
+_PAGE_BEGINS = [_OGG_PAGE[:n] for n in range(1, len(_OGG_PAGE))]
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4
+# What a FLAC stream begins with: its marker, and the head of the block that describes it.
+_FLAC_BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _OGG_CODECS = {
     b"\x7fFLAC": "FLAC in Ogg",
     b"Speex   ": "Speex",
@@ -47,8 +53,17 @@ class Container:
         Audio that the header promises [bytes]; None where it does not say.
     present_bytes : int
         How much of it is there [bytes].
+    begin : int
+        Where the audio begins [bytes]; 0 where that is not looked for.
+    unfilled : int or None
+        Where the length of the audio should stand and a zero does, that nobody has come back to.
+    is_mpeg : bool
+        Whether the audio is an MPEG stream, as in a WAV file of that format.
     ends : bool
         False where the file itself shows that its end is missing, but not how much of it.
+    has_end_mark : bool
+        False where the mark is missing that the format puts at the end. Recorders of streams
+        leave it out.
     n_streams : int
         How many streams follow one another; a decoder reads the first.
     foreign_codec : str or None
@@ -58,7 +73,11 @@ class Container:
     magic: bytes
     claimed_bytes: int | None = None
     present_bytes: int = 0
+    begin: int = 0
+    unfilled: int | None = None
+    is_mpeg: bool = False
     ends: bool = True
+    has_end_mark: bool = True
     n_streams: int = 1
     foreign_codec: str | None = None
 
@@ -76,6 +95,8 @@ def inspect_container(data: bytes, offset: int = 0) -> Container:
         return _ogg(data, offset)
     if magic == b".snd":
         return _au(data, offset)
+    if magic == b"fLaC":
+        return Container(magic, n_streams=max(1, len(_FLAC_BEGIN.findall(data, offset))))
     layout = _LAYOUTS.get(magic)
     return Container(magic) if layout is None else _chunked(data, offset, layout)
 
@@ -105,8 +126,8 @@ _LAYOUTS = {
 
 def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
     """Walk the chunks up to the one that holds the audio."""
-    magic, foreign, long_size = data[offset : offset + 4], None, None
-    for name, position, size in _chunks(data, offset, layout):
+    magic, code, foreign, long_size = data[offset : offset + 4], 0, None, None
+    for name, position, size in _chunks(data, offset + layout.begin, layout):
         if name == b"ds64" and len(data) >= position + 16:
             (long_size,) = struct.unpack_from("<Q", data, position + 8)
         if name == b"fmt " and len(data) >= position + 2:
@@ -114,17 +135,29 @@ def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
             foreign = None if code in _WAV_FORMATS else f"WAV of format {code:#06x}"
         if name == layout.audio:
             field_bytes = layout.head.size - len(name)
+            is_unfilled = (
+                size == 0 and layout.audio == b"data" and _is_audio(data, position, layout)
+            )
             if size == 0xFFFF_FFFF and long_size is not None:
                 size, field_bytes = long_size, 8
-            claimed = size if 0 <= size < _UNKNOWN_FROM[field_bytes] else None
-            present = max(0, min(size, len(data) - position))
-            return Container(magic, claimed, present, foreign_codec=foreign)
+            if is_unfilled:
+                size = len(data) - position
+            is_known = 0 <= size < _UNKNOWN_FROM[field_bytes] and not is_unfilled
+            return Container(
+                magic,
+                claimed_bytes=size if is_known else None,
+                present_bytes=max(0, min(size, len(data) - position)),
+                begin=position,
+                unfilled=position - field_bytes if is_unfilled else None,
+                is_mpeg=code == _WAV_MPEG,
+                foreign_codec=foreign,
+            )
     return Container(magic, foreign_codec=foreign)
 
 
-def _chunks(data: bytes, offset: int, layout: _Layout) -> Iterator[tuple[bytes, int, int]]:
-    """Name, position of the content and its claimed size, of each chunk."""
-    position, head = offset + layout.begin, layout.head
+def _chunks(data: bytes, position: int, layout: _Layout) -> Iterator[tuple[bytes, int, int]]:
+    """Name, position of the content and its claimed size, of each chunk from `position` on."""
+    head = layout.head
     for _ in range(_MAX_CHUNKS):
         if position + head.size > len(data):
             return
@@ -137,20 +170,35 @@ def _chunks(data: bytes, offset: int, layout: _Layout) -> Iterator[tuple[bytes, 
         position += size + -size % layout.align
 
 
+def _is_audio(data: bytes, position: int, layout: _Layout) -> bool:
+    """Whether something other than further chunks lies here."""
+    end = position
+    for name, begin, size in _chunks(data, position, layout):
+        if not name.strip().isalnum():
+            return True
+        end = begin + size
+    return end not in (len(data), len(data) - 1)  # one byte may fill a chunk up
+
+
 def _au(data: bytes, offset: int) -> Container:
     if len(data) < offset + 12:
         return Container(b".snd")
     begin, size = struct.unpack_from(">II", data, offset + 4)
+    behind = max(0, len(data) - offset - begin)
+    if size == 0 and behind:
+        return Container(b".snd", present_bytes=behind, unfilled=offset + 8)
     claimed = size if size < _UNKNOWN_FROM[4] else None
-    return Container(b".snd", claimed, max(0, min(size, len(data) - offset - begin)))
+    return Container(b".snd", claimed, min(size, behind))
 
 
 def _ogg(data: bytes, offset: int) -> Container:
     """Walk the pages: a stream ends with a page that says so, and another may follow it."""
     open_streams: set[bytes] = set()
-    n_streams, was_first_page, is_whole = 0, False, True
-    position = offset
-    while is_whole and data[position : position + 4] == b"OggS" and position + 27 <= len(data):
+    halved: set[bytes] = set()  # streams whose last packet goes on in a page to come
+    n_streams, was_first_page = 0, False
+    position, following = offset, offset
+    while (following := data.find(_OGG_PAGE, position)) >= 0 and following + 27 <= len(data):
+        position = following  # bytes between two pages belong to none
         flags, serial = data[position + 5], data[position + 14 : position + 18]
         lacing = data[position + 27 : position + 27 + data[position + 26]]
         if flags & _OGG_FIRST_PAGE:
@@ -159,11 +207,14 @@ def _ogg(data: bytes, offset: int) -> Container:
         was_first_page = bool(flags & _OGG_FIRST_PAGE)
         if flags & _OGG_LAST_PAGE:
             open_streams.discard(serial)
+        if lacing:
+            (halved.add if lacing[-1] == 255 else halved.discard)(serial)
         position += 27 + data[position + 26] + sum(lacing)
-        is_whole = position <= len(data)
+    is_cut = following >= 0 or position > len(data) or data[position:] in _PAGE_BEGINS
     return Container(
         b"OggS",
-        ends=is_whole and not open_streams,
+        ends=not is_cut and not halved & open_streams,
+        has_end_mark=not open_streams,
         n_streams=max(1, n_streams),
         foreign_codec=_foreign_codec(data[offset + 28 : offset + 36]),
     )

@@ -11,8 +11,10 @@ fixed size, under a cap, and what was read is then held against what the headers
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,10 @@ _UNSUPPORTED = (
     (0, b"MThd", "MIDI"),
     (0, b"ADIF", "AAC"),
 )
+# libsndfile's names of what it has opened. It reads more containers; of those we could not tell
+# a cut file from a whole one.
+_CONTAINER_KINDS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
+_MPEG_KINDS = frozenset({"MP3"})
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _ID3V1_BYTES = 128
 
@@ -89,6 +95,17 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
+class _Source(io.BytesIO):
+    """Bytes that remember whether they were read to their end."""
+
+    was_at_end = False
+
+    def readinto(self, buffer: Any, /) -> int:
+        n_read = super().readinto(buffer)
+        self.was_at_end |= n_read < len(buffer)
+        return n_read
+
+
 def decode_blocks(
     audio_bytes: bytes,
     feed: Callable[[Float32], object],
@@ -102,7 +119,7 @@ def decode_blocks(
     Parameters
     ----------
     audio_bytes : bytes
-        A whole file: MPEG Layers I to III, WAV, FLAC, Ogg, AIFF, whatever libsndfile reads.
+        A whole file: MPEG Layers I to III, WAV, RF64, W64, FLAC, Ogg, AIFF, AU or CAF.
     feed : callable
         Called with float32, shape (n_samples,), the mean of the channels at `sample_rate`;
         peaks may exceed 1. The array is reused: take a copy to keep it.
@@ -133,14 +150,13 @@ def decode_blocks(
         _check_headers(stream, limits)
     if container is not None:
         _check_container(container)
-    bare = _without_tags(audio_bytes, stream, container)
-    file = io.BytesIO(bare)
+    file = _Source(_without_tags(audio_bytes, stream, container))
     try:
-        with _open(file) as sound:
+        with _open(file, container) as sound:
             rate = int(sound.samplerate)
-            n_samples, swing = _read(sound, feed, sample_rate, limits)
+            n_samples, swing = _read(sound, feed, sample_rate, limits, _end(sound, container))
     except soundfile.LibsndfileError as error:
-        words, was_at_end = error.error_string, file.tell() == len(bare)
+        words, was_at_end = error.error_string, file.was_at_end
         raise _refusal(audio_bytes, stream, container, limits, words, was_at_end) from error
     seconds = n_samples / rate
     claimed = _claimed_seconds(sound, seconds, stream, container)
@@ -174,28 +190,50 @@ def decode(audio_bytes: bytes, *, sample_rate: int, limits: AudioLimits | None =
 
 
 def _inspect(audio_bytes: bytes) -> tuple[MpegStream | None, Container | None]:
-    """The stream or the container that is found; neither in junk and in free-format streams."""
+    """The stream or the container that is found; neither in junk and in free-format streams.
+
+    Both where a container holds a stream: then the stream's places count from where it begins.
+    """
     begin = after_id3v2(audio_bytes)
-    if audio_bytes.startswith(MAGICS, begin):
-        return None, inspect_container(audio_bytes, begin)
-    return inspect_mpeg(audio_bytes), None
+    if not audio_bytes.startswith(MAGICS, begin):
+        return inspect_mpeg(audio_bytes), None
+    container = inspect_container(audio_bytes, begin)
+    held = _held(audio_bytes, container)
+    return (inspect_mpeg(held) if container.is_mpeg else None), container
+
+
+def _held(audio_bytes: bytes, container: Container) -> bytes:
+    """The audio alone that a container holds."""
+    return audio_bytes[container.begin : container.begin + container.present_bytes]
 
 
 def _without_tags(
     audio_bytes: bytes, stream: MpegStream | None, container: Container | None
 ) -> bytes:
     """The audio that was found, without the tags and the junk around it."""
-    if container is not None:
-        # libFLAC takes an ID3v1 tag behind the stream for damage.
-        is_tagged = container.magic == b"fLaC" and audio_bytes[-_ID3V1_BYTES:][:3] == b"TAG"
-        end = len(audio_bytes) - _ID3V1_BYTES * is_tagged
-        return audio_bytes[after_id3v2(audio_bytes) : end]
+    if container is not None and container.is_mpeg:
+        audio_bytes = _held(audio_bytes, container)
+    elif container is not None:
+        return _bare(audio_bytes, container)
     if stream is None:
         return audio_bytes
     if _misleads(stream):
         frames = audio_bytes[stream.offset + stream.tag_bytes : stream.end]
         return xing_frame(frames, stream) + frames
     return audio_bytes[stream.offset : stream.end]
+
+
+def _bare(audio_bytes: bytes, container: Container) -> bytes:
+    """A container without the tags around it, as libsndfile takes it."""
+    end = len(audio_bytes)
+    if container.magic == b"fLaC" and audio_bytes[-_ID3V1_BYTES:][:3] == b"TAG":
+        end -= _ID3V1_BYTES  # behind a stream of unknown length libFLAC takes it for damage
+    if container.magic == b"riff" and container.claimed_bytes is not None:
+        end = container.begin + container.claimed_bytes  # libsndfile reads W64 to the file's end
+    if (at := container.unfilled) is not None:
+        # To a length of zero libsndfile keeps; one that is unknown it takes from the file.
+        audio_bytes = audio_bytes[:at] + b"\xff" * 4 + audio_bytes[at + 4 :]
+    return audio_bytes[after_id3v2(audio_bytes) : end]
 
 
 def _misleads(stream: MpegStream) -> bool:
@@ -205,13 +243,32 @@ def _misleads(stream: MpegStream) -> bool:
     return _is_short_of(stream.promised_seconds, stream.seconds)
 
 
-def _open(file: io.BytesIO) -> _ForwardFile:
+def _open(file: io.BytesIO, container: Container | None) -> _ForwardFile:
     sound = _ForwardFile(file)
+    is_mpeg = container is None or container.is_mpeg
+    if sound.format not in (_MPEG_KINDS if is_mpeg else _CONTAINER_KINDS):
+        kind = sound.format_info
+        sound.close()
+        raise AudioError("unsupported_codec", f"{kind}: whether such a file is whole is not known")
     if sound.channels > _MAX_CHANNELS or sound.samplerate not in _SAMPLE_RATES_HZ:
         found = f"{sound.channels} channels at {sound.samplerate} Hz"
         sound.close()
         raise AudioError("decode_error", f"{found}; up to {_MAX_CHANNELS} at 4 to 400 kHz are read")
     return sound
+
+
+def _end(sound: _ForwardFile, container: Container | None) -> int:
+    """How many samples to read at most: what lies behind those of a FLAC stream is a tag or junk.
+
+    An MPEG stream is read to its end, whatever its tag says.
+    """
+    is_told = container is not None and container.magic == b"fLaC" and _is_length(sound.frames)
+    return int(sound.frames) if is_told else sys.maxsize
+
+
+def _is_length(n_samples: int) -> bool:
+    """Whether libsndfile knows how long a file is."""
+    return 0 < n_samples < 2**40
 
 
 def _refusal(
@@ -248,7 +305,11 @@ def _container_refusal(container: Container, words: str, was_at_end: bool) -> Au
         name = container.foreign_codec
         return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     # At a damaged FLAC frame the decoder gives up where it is; at one that is cut, at the end.
-    if container.is_cut or (container.magic == b"fLaC" and was_at_end):
+    if (
+        container.is_cut
+        or not container.has_end_mark
+        or (container.magic == b"fLaC" and was_at_end)
+    ):
         return AudioError("truncated", f"{container.magic!r} container that ends early: {words}")
     return AudioError("decode_error", f"{container.magic!r} container, but {words}")
 
@@ -258,8 +319,9 @@ def _read(
     feed: Callable[[Float32], object],
     sample_rate: int,
     limits: AudioLimits,
+    end: int,
 ) -> tuple[int, float]:
-    """Read to the end; returns the samples per channel read and their swing after the mix."""
+    """Read up to `end` samples per channel; returns how many came, and their swing when mixed."""
     n_channels, rate = sound.channels, sound.samplerate
     block = np.empty((_BLOCK_SAMPLES, n_channels), np.float32)
     mono = np.empty(_BLOCK_SAMPLES, np.float32)
@@ -271,7 +333,7 @@ def _read(
     max_samples = int(limits.max_seconds * rate)
     n_samples, lowest, highest = 0, np.inf, -np.inf
     while True:
-        n = len(sound.read(out=block))
+        n = len(sound.read(out=block[: end - n_samples]))
         n_samples += n
         if n_samples > max_samples:
             raise AudioError("too_long", f"longer than max_seconds={limits.max_seconds:g}")
@@ -280,7 +342,7 @@ def _read(
             # numpy's max() and min() hand NaN on, abs() would cost another array.
             lowest = float(np.minimum(lowest, samples.min()))
             highest = float(np.maximum(highest, samples.max()))
-        last = n < _BLOCK_SAMPLES
+        last = n < _BLOCK_SAMPLES or n_samples == end
         feed(samples if resampler is None else resampler.resample_chunk(samples, last=last))
         if last:
             return n_samples, (highest - lowest) / 2
@@ -294,8 +356,11 @@ def _claimed_seconds(
 ) -> float | None:
     """Duration that the file claims [s], `seconds` having been read; None where it is unknown."""
     if stream is not None:
-        return None if _misleads(stream) else stream.promised_seconds
-    claims = [sound.frames / sound.samplerate] if 0 < sound.frames < 2**40 else []
+        seconds = stream.seconds
+        promised = None if _misleads(stream) else stream.promised_seconds
+    else:
+        promised = sound.frames / sound.samplerate if _is_length(sound.frames) else None
+    claims = [] if promised is None else [promised]
     if container is not None and container.claimed_bytes is not None:
         claims.append(seconds * container.claimed_bytes / max(1, container.present_bytes))
     return max(claims, default=None)
@@ -333,7 +398,7 @@ def _check_container(container: Container) -> None:
             f"{container.n_streams} streams one behind the other, of which one would be read",
         )
     if not container.ends:
-        raise AudioError("truncated", "the last page of the stream is missing")
+        raise AudioError("truncated", "the last page of the stream is cut or missing")
     if container.claimed_bytes and not container.present_bytes:
         raise AudioError(
             "truncated", f"0 of the {container.claimed_bytes:,} bytes that the file promises"

@@ -12,9 +12,10 @@ from mer_batch.budget import Budget
 from mer_batch.catalog import read_catalog
 from mer_batch.config import ExtractConfig
 from mer_batch.pipelines.fleet import even_blocks
-from mer_batch.pipelines.session import Session, no_refusal, opened
+from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Work
 from mer_batch.plan import Plan, make_extraction_plan, permanent, reject_counts
+from mer_batch.run import no_refusal
 from mer_batch.schema import Identity
 from mer_batch.shards import Features
 from mer_batch.storage import Storage

@@ -14,7 +14,7 @@ from mer_batch.block import BlockReport, Job, reject_table
 from mer_batch.catalog import Catalog
 from mer_batch.config import ExtractConfig, TagConfig
 from mer_batch.enrich import sweep_unfinished
-from mer_batch.errors import LeaseError, MerBatchError, RefusedError
+from mer_batch.errors import LeaseError
 from mer_batch.ledger import Ledger, Part
 from mer_batch.plan import Plan
 from mer_batch.run import Run, StopSignals
@@ -72,11 +72,16 @@ class Session:
             self.run.lease.check()
             n_swept = self.ledger.sweep(run_id)
             reach("parts_swept")
-            sweep_unfinished(self.storage, self.output, run_id)
+            hidden = sweep_unfinished(self.storage, self.output, run_id, self.run.lease)
             reach("night_swept")
             self.run.forget(run_id)
             reach("mark_forgotten")
             self.run.say(f"run {run_id} was cut short: {n_swept} uncommitted parts removed")
+            for date in hidden:
+                self.say(
+                    f"the night {date} is not published, as run {run_id} was cut short; a run with "
+                    f"run_date={date} publishes it again"
+                )
 
     def sweep_own(self) -> None:
         """Remove parts of blocks that were done twice, their first worker lost."""
@@ -129,20 +134,11 @@ def opened(
     )
     with StopSignals() as signals, held as this_run:
         ledger = Ledger(storage, output, catalog.id_type, product=product)
-        this_run.lease.check()
+        this_run.lease.rise_above(ledger.generation())
         ledger.fence(this_run.lease.generation)
         yield Session(
             config, console, storage, output, catalog, ledger, this_run, signals, _DONE[product]
         )
-
-
-@contextlib.contextmanager
-def no_refusal() -> Iterator[None]:
-    """Past this point work has begun: a fault of the store no longer means `refused`."""
-    try:
-        yield
-    except RefusedError as error:
-        raise MerBatchError(str(error)) from error
 
 
 class Committer:
@@ -178,7 +174,14 @@ class Committer:
         self.commit_if_due()
 
     def commit_if_due(self) -> None:
-        """Commit what waits if the last commit is some seconds ago."""
+        """Commit what waits if the last commit is some seconds ago.
+
+        Raises
+        ------
+        LeaseError
+            Where the lease is lost, even if nothing waits: a run must not go on for nothing.
+        """
+        self._session.run.lease.check()
         if time.monotonic() - self._last >= _COMMIT_SECONDS:
             self._commit()
 

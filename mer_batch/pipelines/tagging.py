@@ -20,19 +20,20 @@ from mer_batch.checkpoint import Checkpoint, read_checkpoint
 from mer_batch.config import TagConfig
 from mer_batch.enrich import (
     Outcome,
+    Publication,
+    is_published,
     last_published,
     look_up_outcome,
     open_budget,
     publish,
-    read_marker,
 )
 from mer_batch.errors import ConfigError
 from mer_batch.ledger import reject_reasons
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
-from mer_batch.pipelines.session import Session, no_refusal, opened
+from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
 from mer_batch.plan import Plan, make_plan, with_features
-from mer_batch.run import iso_now
+from mer_batch.run import iso_now, no_refusal
 from mer_batch.schema import Identity, content_id
 from mer_batch.storage import Location, Storage, parse_uri
 from mer_batch.tag import Scores
@@ -183,24 +184,34 @@ def _work(
     if len(plan.pending) == 0:
         session.console.print("nothing to decode: every track has its outcome already")
         return rescored, decoded
-    from_features, to_decode, problems = with_features(
-        plan, session.ledger, job.identity.features_id, job.limits.audio
-    )
-    for problem in problems:
-        session.say(f"a part of features cannot be read, its tracks are decoded: {problem}")
+    from_features, to_decode = _divided(session, job, plan)
     with work:
         if len(to_decode) == 0 and len(from_features) <= _MAX_WITHOUT_RAY:
             rescored = _rescore_here(work, job, from_features, checkpoint)
             to_decode = _damaged(session, plan, rescored)
             from_features = from_features.slice(0, 0)
-        n_tracks = len(to_decode) + len(from_features)
-        if n_tracks:
+        if n_tracks := len(to_decode) + len(from_features):
             with work.on_a_fleet(n_tracks, doing="tagging", meanwhile=checkpoint.check) as fleet:
                 if len(from_features):
                     rescored = fleet.run(_rescore_block, _blocks_by_part(from_features))
                     left = _damaged(session, plan, rescored)
                     to_decode = pa.concat_tables([to_decode, left])
                 decoded = fleet.run(work_block, even_blocks(to_decode, fleet.n_cpus))
+    _tell_rescored(session, rescored)
+    return rescored, decoded
+
+
+def _divided(session: Session, job: Job, plan: Plan) -> tuple[pa.Table, pa.Table]:
+    """What is pending: tracks that have features, and tracks to decode."""
+    from_features, to_decode, problems = with_features(
+        plan, session.ledger, job.identity.features_id, job.limits.audio
+    )
+    for problem in problems:
+        session.say(f"a part of features cannot be read, its tracks are decoded: {problem}")
+    return from_features, to_decode
+
+
+def _tell_rescored(session: Session, rescored: Stage) -> None:
     if rescored.n_done:
         rate = rescored.n_done / max(rescored.seconds, 1e-3)
         session.say(
@@ -210,7 +221,6 @@ def _work(
     session.run.manifest.update(
         n_rescored=rescored.n_done, rescore_seconds=round(rescored.seconds, 3)
     )
-    return rescored, decoded
 
 
 def _rescore_here(work: Work, job: Job, from_features: pa.Table, checkpoint: Checkpoint) -> Stage:
@@ -274,37 +284,37 @@ def _publish(
 ) -> tuple[Outcome, Location, bool]:
     """Publish the night, unless the same one is there already."""
     session.sweep_own()
-    run, ledger, prefix = session.run, session.ledger, config.output.prefix
-    outcome = look_up_outcome(plan, ledger, job.identity)
-    run_date = (config.run_date or run.started_at.date()).isoformat()
-    folder = session.output.child("enriched", f"run_date={run_date}")
-    content = content_id(
-        [
-            session.catalog.fingerprint,
-            plan.fingerprint(),
-            ledger.content_id(job.identity.extraction_id),
-            asdict(job.identity),
-            prefix,
-        ]
-    )
-    present = read_marker(session.storage, folder)
-    is_new = present is None or present["content_id"] != content
+    run = session.run
+    outcome = look_up_outcome(plan, session.ledger, job.identity)
+    night = _night(config, session, job, plan, outcome)
+    content = night.marker["content_id"]
+    is_new = not is_published(session.storage, night.folder, content)
     run.lease.check()  # who slept past it is told so, even where another run has published
     if is_new:
-        marker = {
-            "run_id": run.run_id,
-            "run_date": run_date,
-            "published_at": iso_now(),
-            "content_id": content,
-            "n_scored": outcome.n_scored,
-            "n_rejected": outcome.n_rejected,
-        }
-        publish(
-            session.storage, folder, session.catalog, outcome,
-            prefix=prefix, run_id=run.run_id, marker=marker, check=run.lease.check,
-        )  # fmt: skip
+        publish(night)
     run.manifest.update(
-        published={"uri": folder.uri, "is_new": is_new, "content_id": content},
+        published={"uri": night.folder.uri, "is_new": is_new, "content_id": content},
         totals={"n_scored": outcome.n_scored, "n_rejected": outcome.n_rejected},
     )
-    return outcome, folder, is_new
+    return outcome, night.folder, is_new
+
+
+def _night(
+    config: TagConfig, session: Session, job: Job, plan: Plan, outcome: Outcome
+) -> Publication:
+    run, catalog, prefix = session.run, session.catalog, config.output.prefix
+    run_date = (config.run_date or run.started_at.date()).isoformat()
+    rejects_id = session.ledger.content_id(job.identity.extraction_id)
+    identity = asdict(job.identity)
+    marker = {
+        "run_id": run.run_id,
+        "run_date": run_date,
+        "published_at": iso_now(),
+        "content_id": content_id(
+            [catalog.fingerprint, plan.fingerprint(), rejects_id, identity, prefix]
+        ),
+        "n_scored": outcome.n_scored,
+        "n_rejected": outcome.n_rejected,
+    }
+    folder = session.output.child("enriched", f"run_date={run_date}")
+    return Publication(session.storage, folder, catalog, outcome, prefix, marker, run.lease)

@@ -18,8 +18,9 @@ from mer_batch.block import BlockReport, Job
 from mer_batch.budget import Budget
 from mer_batch.pipelines import fleet
 from mer_batch.pipelines.cluster import connected
-from mer_batch.pipelines.session import Committer, Session, no_refusal
+from mer_batch.pipelines.session import Committer, Session
 from mer_batch.progress import TrackProgress
+from mer_batch.run import no_refusal
 
 # Asked to stop, a run finishes the blocks in hand for so long: of the 30 s that a pre-empted node
 # is given, the last commit and Ray's end take the rest.
@@ -77,6 +78,7 @@ class Work:
     def __init__(self, session: Session, job: Job, budget: Budget) -> None:
         self.n_done = self.n_rows = self.n_bytes = 0
         self.rejects: Counter[str] = Counter()
+        self._n_unconfined_blocks = 0
         self.seconds = 0.0
         self._session = session
         self._job = job
@@ -89,11 +91,17 @@ class Work:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._n_unconfined_blocks:
+            self._session.say(
+                f"decoders were not confined on {self._n_unconfined_blocks:,} blocks: "
+                "their system has no seccomp"
+            )
         n_tried = self.n_done + self.rejects.total()
         self._session.run.manifest.update(
             {f"n_{self._session.done}": self.n_done},
             n_rejected=dict(self.rejects),
             n_bytes=self.n_bytes,
+            n_unconfined_blocks=self._n_unconfined_blocks,
             work_seconds=round(self.seconds, 3),
             tracks_per_second=round(n_tried / max(self.seconds, 1e-3), 3),
         )
@@ -128,8 +136,10 @@ class Work:
         """A fleet to do blocks; `meanwhile` runs while it starts."""
         with self._progress(n_tracks, doing, "starting Ray") as progress:
             cluster = connected(self._session.config.ray, meanwhile=meanwhile)
+            is_begun = self.n_done + self.rejects.total() > 0
+            begun = no_refusal() if is_begun else contextlib.nullcontext()
             # Committed before the fleet goes, which takes seconds that a pre-empted node lacks.
-            with cluster as n_cpus, no_refusal(), self._committer:
+            with begun, cluster as n_cpus, no_refusal(), self._committer:
                 self._session.signals.install()  # over the handlers that Ray has put in place
                 progress.begin_work()
                 yield FleetWork(self, self._job, progress, n_cpus)
@@ -181,6 +191,7 @@ class Work:
         self.n_done += report.n_done
         self.n_rows += report.n_rows
         self.n_bytes += report.part_bytes
+        self._n_unconfined_blocks += report.is_confined is False
         self.rejects.update(reasons)
         self._committer.add(report)
         progress.add(report.n_done, reasons)

@@ -27,11 +27,18 @@ ONE, OTHER = b"aaaa", b"bbbb"
     [
         ([page(ONE, FIRST), page(ONE), page(ONE, LAST)], 1, True),
         ([page(ONE, FIRST | LAST)], 1, True),
-        ([page(ONE, FIRST), page(ONE)], 1, False),
+        ([page(ONE, FIRST), page(ONE)], 1, True),
+        ([page(ONE, FIRST), page(ONE, packet=bytes(255))], 1, False),
+        ([page(ONE, FIRST), page(ONE, packet=bytes(255)), page(ONE)], 1, True),
+        ([page(ONE, FIRST), page(ONE)[:-1]], 1, False),
+        ([page(ONE, FIRST), page(ONE)[:20]], 1, False),
+        ([page(ONE, FIRST), page(ONE)[:3]], 1, False),
+        ([page(ONE, FIRST), b"stray", page(ONE), b"Oggs", page(ONE, LAST)], 1, True),
+        ([page(ONE, FIRST), b"stray", page(ONE, LAST)[:-1]], 1, False),
         ([page(ONE, FIRST), page(OTHER, FIRST), page(OTHER, LAST), page(ONE, LAST)], 1, True),
-        ([page(ONE, FIRST), page(OTHER, FIRST), page(OTHER, LAST), page(ONE)], 1, False),
+        ([page(ONE, FIRST), page(OTHER, FIRST), page(OTHER, LAST), page(ONE)], 1, True),
         ([page(ONE, FIRST), page(ONE, LAST), page(OTHER, FIRST), page(OTHER, LAST)], 2, True),
-        ([page(ONE, FIRST), page(ONE, LAST), page(ONE, FIRST), page(ONE)], 2, False),
+        ([page(ONE, FIRST), page(ONE, LAST), page(ONE, FIRST), page(ONE)], 2, True),
         ([page(ONE, FIRST), page(ONE, LAST)[:-1]], 1, False),
         ([page(ONE, FIRST), page(ONE, LAST), b"TAG" + bytes(125)], 1, True),
     ],
@@ -39,6 +46,11 @@ ONE, OTHER = b"aaaa", b"bbbb"
 def test_ogg_streams_are_counted_and_end(pages: list[bytes], n_streams: int, ends: bool) -> None:
     found = inspect_container(b"".join(pages))
     assert (found.n_streams, found.ends) == (n_streams, ends)
+
+
+def test_ogg_without_its_end_mark_is_told_apart() -> None:
+    assert inspect_container(page(ONE, FIRST) + page(ONE, LAST)).has_end_mark
+    assert not inspect_container(page(ONE, FIRST) + page(ONE)).has_end_mark
 
 
 def test_ogg_names_what_it_holds() -> None:
@@ -67,6 +79,23 @@ def test_a_length_that_nobody_has_filled_in_promises_nothing(size: int) -> None:
     found = inspect_container(whole[:at] + struct.pack("<I", size) + whole[at + 4 :])
     assert found.claimed_bytes is None
     assert not found.is_cut
+
+
+@pytest.mark.parametrize("kind, name, at", [("WAV", b"data", 4), ("AU", b".snd", 8)])
+def test_a_length_of_zero_before_audio_was_never_filled_in(kind: str, name: bytes, at: int) -> None:
+    whole = wav(sine(1), subtype="PCM_16", kind=kind)
+    field = whole.index(name) + at
+    found = inspect_container(whole[:field] + bytes(4) + whole[field + 4 :])
+    assert (found.claimed_bytes, found.present_bytes) == (None, 88_200)
+    assert (found.unfilled, found.is_cut) == (field, False)
+
+
+def test_no_audio_is_not_audio_of_unknown_length() -> None:
+    whole = wav(sine(1), subtype="PCM_16")
+    field = whole.index(b"data") + 4
+    for behind in (b"", b"LIST\x04\0\0\0INFO", b"id3 \x03\0\0\0abc\0"):
+        found = inspect_container(whole[:field] + bytes(4) + behind)
+        assert (found.claimed_bytes, found.present_bytes, found.unfilled) == (0, 0, None)
 
 
 @given(st.sampled_from(MAGICS), st.binary(max_size=300))

@@ -96,6 +96,45 @@ def ogg_of(first_packet: bytes) -> bytes:
     return head + first_packet
 
 
+def pages_of(ogg: bytes) -> list[int]:
+    """Where the pages of an Ogg file begin, and where the last one ends."""
+    places = [0]
+    while places[-1] < len(ogg):
+        at = places[-1]
+        lacing = ogg[at + 27 : at + 27 + ogg[at + 26]]
+        places.append(at + 27 + len(lacing) + sum(lacing))
+    return places
+
+
+def with_checksum(page: bytes) -> bytes:
+    """An Ogg page with the checksum that it should have (RFC 3533)."""
+    blank, value = page[:22] + bytes(4) + page[26:], 0
+    for byte in blank:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C1_1DB7 if value >> 31 else 0)) & 0xFFFF_FFFF
+    return blank[:22] + struct.pack("<I", value) + blank[26:]
+
+
+def endless(ogg: bytes) -> bytes:
+    """The same Ogg stream, its last page not marked as that."""
+    at = pages_of(ogg)[-2]
+    last = ogg[at:]
+    assert with_checksum(last) == last and last[5] == 4
+    return ogg[:at] + with_checksum(last[:5] + b"\0" + last[6:])
+
+
+def between(ogg: bytes) -> bytes:
+    """The same Ogg stream with bytes before its last page that are none of its own."""
+    at = pages_of(ogg)[-2]
+    return ogg[:at] + b"stray" + ogg[at:]
+
+
+def wav_of_mp3(stream: bytes) -> bytes:
+    more = struct.pack("<HHIHHH", 12, 1, 2, 417, 1, 1393)
+    return riff(0x55, 1, 44_100, 8, stream, more)
+
+
 def with_value(value: float, subtype: str = "FLOAT") -> bytes:
     broken = MUSIC.astype(np.float64)
     broken[1_000] = value
@@ -106,6 +145,17 @@ PCM = wav(MUSIC, subtype="PCM_16")
 INFO = mp3(MUSIC)
 MONO, BOTH = without_tag(mp3(MUSIC)), without_tag(mp3(STEREO))
 APE = b"APETAGEX" + struct.pack("<4I8x", 2_000, 32, 0, 2**31)
+LOUD_THEN_SOFT = without_tag(mp3(MUSIC, quality=0.0)) + without_tag(mp3(MUSIC, quality=0.99))
+OPUS = wav(MUSIC, 48_000, kind="OGG", subtype="OPUS")
+ID3V1 = b"TAG" + bytes(125)
+TAILS = {
+    "APE": bytes(2_000) + APE,
+    "APE and ID3v1": bytes(2_000) + APE + ID3V1,
+    "Lyrics3": b"LYRICSBEGIN" + bytes(50) + b"000061LYRICS200" + ID3V1,
+    "zeros": bytes(5_000),
+    "a newline": b"\n",
+    "junk": random.Random(2).randbytes(3_000),
+}
 
 # What, its bytes, and what becomes of it: a reason, or the duration that is scored.
 DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
@@ -154,7 +204,12 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("a tag without a count", lambda: claim(INFO, b"Info", 4, 0), 4.05),
     ("WAV: more than there is", lambda: claim(PCM, b"data", 4, 2**30, "<I"), "truncated"),
     ("WAV: written to a pipe", lambda: claim(PCM, b"data", 4, 2**32 - 1, "<I"), 4.0),
-    ("WAV: nothing claimed", lambda: claim(PCM, b"data", 4, 0, "<I"), "too_short"),
+    ("WAV: never finished", lambda: claim(PCM, b"data", 4, 0, "<I"), 4.0),
+    ("AU: never finished", lambda: claim(wav(MUSIC, kind="AU", subtype="PCM_16"), b".snd", 8, 0),
+     4.0),
+    ("WAV: empty", lambda: claim(PCM, b"data", 4, 0, "<I")[:44], "too_short"),
+    ("WAV: tags alone", lambda: claim(PCM, b"data", 4, 0, "<I")[:44] + chunk(b"id3 ", PCM[44:]),
+     "too_short"),
     ("WAV: no data chunk", lambda: PCM[:36], "decode_error"),
     ("WAV: a header alone", lambda: PCM[:44], "truncated"),
     ("FLAC: more than there is", lambda: claim(wav(MUSIC, kind="FLAC", subtype="PCM_16"),
@@ -176,9 +231,16 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("WAV, ADPCM", lambda: wav(MUSIC, subtype="IMA_ADPCM"), 4.0),
     ("WAV, double", lambda: wav(MUSIC, subtype="DOUBLE"), 4.0),
     ("WAV, mu-law", lambda: wav(MUSIC, subtype="ULAW"), 4.0),
+    ("WAV, MP3 inside", lambda: wav_of_mp3(mp3(MUSIC)), 4.0),
+    ("WAV, MP3 without a tag inside", lambda: wav_of_mp3(LOUD_THEN_SOFT), 8.0),
+    ("WAV, free format inside", lambda: wav_of_mp3(free_format(MUSIC)), 3.67),
+    ("WAV, cut MP3 inside", lambda: wav_of_mp3(LOUD_THEN_SOFT)[:-30_000], "truncated"),
     ("WAV, AAC inside", lambda: riff(0xFF, 1, 44_100, 16, bytes(9_999)), "unsupported_codec"),
     ("Ogg, Opus", lambda: wav(MUSIC, 48_000, kind="OGG", subtype="OPUS"), 3.67),
     ("Ogg, Speex", lambda: ogg_of(b"Speex   1.2"), "unsupported_codec"),
+    ("Ogg without an end mark", lambda: endless(wav(MUSIC, kind="OGG", subtype="VORBIS")), 4.0),
+    ("Opus without its last page", lambda: OPUS[: pages_of(OPUS)[-2]], 3.53),
+    ("Ogg, bytes between pages", lambda: between(wav(MUSIC, kind="OGG", subtype="VORBIS")), 4.0),
     ("Ogg, one behind another", lambda: 2 * wav(MUSIC, kind="OGG", subtype="VORBIS"),
      "decode_error"),
     ("FLAC, one behind another", lambda: 2 * wav(MUSIC, kind="FLAC", subtype="PCM_16"),
@@ -236,6 +298,48 @@ def test_a_file_cut_in_the_middle_is_truncated(name: str) -> None:
     whole = WITH_A_LENGTH[name]
     assert outcome_of(whole) == pytest.approx(soundfile.info(io.BytesIO(whole)).duration, abs=0.06)
     assert outcome_of(whole[: len(whole) // 2]) == "truncated"
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("name", WITH_A_LENGTH)
+def test_what_lies_behind_a_whole_file_does_not_matter(name: str, tail: str) -> None:
+    whole = WITH_A_LENGTH[name]
+    seconds = soundfile.info(io.BytesIO(whole)).duration
+    assert outcome_of(whole + TAILS[tail]) == pytest.approx(seconds, abs=0.06)
+
+
+def test_a_cut_and_a_damaged_flac_are_told_apart() -> None:
+    """Where it is cut within a frame of 24 bits in stereo, the decoder steps back from the end."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (4 * 44_100, 2))
+    whole = wav(noise, kind="FLAC", subtype="PCM_24")
+    for kept in np.linspace(0.02, 0.99, 30):
+        assert outcome_of(whole[: int(kept * len(whole))]) == "truncated"
+    at = len(whole) // 2
+    assert outcome_of(whole[:at] + bytes(50) + whole[at + 50 :]) == "decode_error"
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_cut_between_two_pages_is_known_by_the_catalog_alone(subtype: str) -> None:
+    """It looks like what a recorder of streams leaves."""
+    whole = wav(MUSIC, 48_000, kind="OGG", subtype=subtype)
+    at = pages_of(whole)[-2]
+    seconds = outcome_of(whole[:at])
+    assert isinstance(seconds, float) and 1 < seconds < 3.6
+    assert outcome_of(whole[:at], expected_seconds=3.67 + 0.5) == "truncated"
+    assert outcome_of(whole[: at + 4]) == outcome_of(whole[: at - 1]) == "truncated"
+
+
+@pytest.mark.parametrize(
+    "kind, subtype",
+    [("NIST", "PCM_16"), ("VOC", "PCM_16"), ("PAF", "PCM_16"), ("IRCAM", "PCM_16"),
+     ("MAT4", "PCM_16"), ("MAT5", "PCM_16"), ("SVX", "PCM_16"), ("HTK", "PCM_16"),
+     ("AVR", "PCM_16"), ("SDS", "PCM_16"), ("PVF", "PCM_16"), ("XI", "DPCM_16"),
+     ("MPC2K", "PCM_16"), ("WVE", "ALAW")],
+)  # fmt: skip
+def test_containers_whose_cuts_nobody_sees_are_refused(kind: str, subtype: str) -> None:
+    whole = wav(MUSIC, kind=kind, subtype=subtype)
+    assert outcome_of(whole) == "unsupported_codec"
+    assert outcome_of(whole[: len(whole) * 2 // 3]) in ("unsupported_codec", "not_audio")
 
 
 @pytest.mark.parametrize("made", [lambda: MONO, lambda: free_format(MUSIC), lambda: layer_one(4)])

@@ -41,6 +41,9 @@ _THOROUGH = 200
 
 # Steps that only a run comes to which finds one that was cut short.
 _SWEEPING = {"sweep_to_begin", "parts_swept", "night_swept", "mark_forgotten"}
+# How far the run has come that takes over from a sleeping one, when that wakes up: past its fence,
+# which is the line between the two. What is committed before is there when it plans.
+_TAKEN_OVER = (None, None, "sweep_to_begin", "parts_to_commit", "marker_to_write")
 #: Past these a run has nothing left to commit: it may end well, however late it wakes up.
 _OVER = {
     "marker_written", "night_placed", "night_cleared", "traces_to_write", "traces_written",
@@ -152,7 +155,7 @@ class Chain:
         dies = point.step == "lease_lost"
         with self._judged(case.command, point):
             step = "report_taken" if dies else point.step
-            until = self._rng.choice((None, None, "run_open", "marker_to_write", "parts_to_commit"))
+            until = self._rng.choice(_TAKEN_OVER)
             code = pause(self._world, case.command, step, until=until, dies=dies)
             if code is None:
                 return self._miss(case.command, case.points)

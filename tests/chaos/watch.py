@@ -166,7 +166,8 @@ class Watch:
                     version=version,
                     storage_options=self._storage.delta_options(location),
                 )
-                self._look_at_version(name, set(part_paths(table)))
+                parts = part_paths(self._storage, location, table)
+                self._look_at_version(name, set(parts))
                 self._versions[name] = version
                 self.seen["versions"] += 1
         except (*_UNREADABLE, DeltaError) as error:

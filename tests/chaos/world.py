@@ -325,7 +325,7 @@ class World:
         # In a store a night that was being replaced is lost where the next run has another date.
         if not self.output.is_s3:
             assert {f"run_date={date}" for date in self._nights} <= nights
-        assert not [n for n in names if n.startswith("runs/_open/")]
+        assert not [n for n in names if n.startswith("runs/_open/2")]
         assert json.loads(self.storage.read(self.output.child("runs", "_lease.json")))["released"]
         # Under runs/ a file may be left that was not yet in its place; nothing reads it.
         hidden = {n for n in names if "/." in f"/{n}"}
@@ -337,12 +337,16 @@ class World:
         """Every file that is published and its version, and every part that a table names.
 
         Not the tables' logs, as a commit that adds nothing changes nothing; nor parts that no
-        commit names, which whoever wrote them may take back.
+        commit names and nights that lie aside, which whoever wrote them may take back.
         """
         folder, start = self.output.child("enriched"), len(self.output.path) + 1
         is_there = self.storage.is_folder(folder)
         files = self.storage.list_files(folder) if is_there else iter(())
-        published = {found.path[start:]: version for found, _, version in files}
+        published = {
+            found.path[start:]: version
+            for found, _, version in files
+            if "/enriched/_" not in found.path
+        }
         tables = ("scores", "features", "rejects")
         return published | {f"{name}/{part}": "" for name in tables for part in self._named(name)}
 
@@ -354,8 +358,9 @@ class World:
         return pa.concat_tables(parts, promote_options="default") if parts else _NO_ROWS
 
     def _named(self, table: str) -> list[str]:
-        opened = open_table(self.storage, self.output.child(table))
-        return part_paths(opened) if opened else []
+        location = self.output.child(table)
+        opened = open_table(self.storage, location)
+        return part_paths(self.storage, location, opened) if opened else []
 
     def _table(self, location: Location, columns: list[str] | None = None) -> pa.Table:
         content = pa.BufferReader(self.storage.read(location))

@@ -33,7 +33,7 @@ from mer_batch.shards import Features
 from mer_batch.storage import Storage, parse_uri
 from mer_batch.task import Dtype
 from tests.pipelines.conftest import Extracted, Tagged, table
-from tests.pipelines.test_crash import kill, wait_for
+from tests.pipelines.outputs import kill, wait_for
 from tests.sounds import without_tag
 from tests.test_checkpoint import save
 

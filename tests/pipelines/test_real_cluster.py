@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.pipelines.test_crash import N_TRACKS, check_exactly_once, committed
+from tests.pipelines.outputs import N_TRACKS, check_exactly_once, committed
 
 pytest.importorskip("aiohttp", reason="needs ray[default]: the job server")
 

@@ -44,8 +44,7 @@ def test_mended_rejects_are_scored_by_replay_alone(tag: Tag, music: Path) -> Non
     (music / "short.mp3").write_bytes((music / "sad-2.mp3").read_bytes())
     first = tag(music, max_reject_rate=0.5, audio={"min_seconds": 2})
     assert {i: row["reason"] for i, row in rejects(first).items()} == {CALM: "not_audio"}
-    hint = "(a Delta table; try some again: mer-batch replay CONFIG reason=not_audio)"
-    assert f"{first.output}/rejects  {hint}" in first.text
+    assert f"{first.output}/rejects  (a Delta table)" in first.text, "audio must change first"
 
     swap(music / CALM, whole[CALM])
     options = {"max_reject_rate": 0.5, "audio": {"min_seconds": 2}}

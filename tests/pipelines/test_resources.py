@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.pipelines.conftest import table
-from tests.pipelines.test_crash import committed, wait_for, written
+from tests.pipelines.outputs import committed, wait_for, written
 
 Run = Callable[..., Any]
 
