@@ -9,7 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
@@ -102,6 +102,8 @@ class BlockReport:
         Tracks that could not be done this way and are no rejects.
     is_confined : bool or None
         Whether the decoder could be cut off from the network and files; None where none was needed.
+    problems : list of str
+        Why, where a file could not be read.
     """
 
     part_path: str | None
@@ -112,6 +114,7 @@ class BlockReport:
     mended_ids: list[Any]
     left_ids: list[Any]
     is_confined: bool | None = None
+    problems: list[str] = field(default_factory=list)
 
 
 class BlockRecord:
@@ -133,6 +136,7 @@ class BlockRecord:
         self._rejects: list[dict[str, Any]] = []
         self._mended_ids: list[Any] = []
         self._left_ids: list[Any] = []
+        self._problems: list[str] = []
 
     def add(self, track: dict[str, Any], version: str, outcome: Any) -> None:
         """Record what became of a track, at the version of its audio that was read."""
@@ -158,13 +162,17 @@ class BlockRecord:
         """Record that a track is to be done another way."""
         self._left_ids.append(track["track_id"])
 
+    def tell(self, problem: str) -> None:
+        """Record why tracks are left: what could not be read, and the cause."""
+        self._problems.append(problem)
+
     def finish(self, *, is_confined: bool | None = None) -> BlockReport:
         """Write the part and report, also whether the decoder was confined."""
         path, n_bytes = self._write()
         reach("block_done")
         return BlockReport(
             path, n_bytes, self._part.n_rows, self._n_done,
-            self._rejects, self._mended_ids, self._left_ids, is_confined,
+            self._rejects, self._mended_ids, self._left_ids, is_confined, self._problems,
         )  # fmt: skip
 
     def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:

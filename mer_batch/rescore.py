@@ -30,8 +30,8 @@ _RUN_ROWS = 16
 class Rescorer:
     """Scores blocks of tracks whose features are there.
 
-    A track whose features turn out to be damaged is left to be decoded: that is a fault of the
-    table, not of the track.
+    A track whose features turn out to be damaged, or cannot be had of the store, is left to be
+    decoded: that is no fault of the track.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Rescorer:
         return record.finish()
 
     def _score(self, part: str, tracks: list[dict[str, Any]], record: BlockRecord) -> None:
-        outputs = self._outputs(part, tracks)
+        outputs = self._outputs(part, tracks, record)
         for track in tracks:
             try:
                 score = track_score(np.stack([outputs[row] for row in track["rows"]]))
@@ -80,7 +80,9 @@ class Rescorer:
             columns = score.columns(track["features_duration_seconds"], self._half_widths)
             record.add(track, track["features_version"], columns)
 
-    def _outputs(self, part: str, tracks: list[dict[str, Any]]) -> dict[int, Float64]:
+    def _outputs(
+        self, part: str, tracks: list[dict[str, Any]], record: BlockRecord
+    ) -> dict[int, Float64]:
         """What the model says of each of the tracks' rows that can be read, by row."""
         lengths = {row: self._n_frames(track) for track in tracks for row in track["rows"]}
         wanted = np.sort(np.fromiter(lengths, np.int64, len(lengths)))
@@ -94,8 +96,9 @@ class Rescorer:
                 n_frames = np.array([lengths[row] for row in rows.tolist()])
                 values = self._scorer.outputs(segments, n_frames)
                 outputs.update(zip(rows.tolist(), values, strict=True))
-        except (OSError, pa.ArrowException, FeaturesError):
-            pass  # the rows from here on are missing: their tracks are left
+        except (OSError, pa.ArrowException, FeaturesError) as error:
+            # The rows from here on are missing: their tracks are left.
+            record.tell(f"{part}: {self._job.storage.explain(error)}")
         return outputs
 
     def _batches(self, part: str, wanted: Int64) -> Iterator[tuple[int, pa.RecordBatch]]:

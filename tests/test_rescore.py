@@ -24,6 +24,7 @@ from mer_batch.schema import Identity
 from mer_batch.score import Scorer
 from mer_batch.storage import Storage, parse_uri
 from mer_batch.tag import Scores
+from tests.faulty_store import FaultyStore
 from tests.feature_parts import write_parts
 
 LOG_MEL = feature_set("log_mel")
@@ -58,7 +59,7 @@ def expected(part: Path) -> dict[str, float]:
     }
 
 
-def pending(part: Path, tracks: list[int]) -> pa.Table:
+def pending(part: Path | str, tracks: list[int]) -> pa.Table:
     """As ``plan.with_features`` gives them."""
     return pa.Table.from_pylist(
         [
@@ -74,12 +75,12 @@ def pending(part: Path, tracks: list[int]) -> pa.Table:
     )  # fmt: skip
 
 
-def rescored(folder: Path, block: pa.Table) -> tuple[BlockReport, dict[str, Any]]:
+def rescored(folder: Path, block: pa.Table, **store: Any) -> tuple[BlockReport, dict[str, Any]]:
     model = checkpoint()
     identity = Identity.of(LOG_MEL.features_id, model.model_id, {})
     product = Scores(model.card_json, model.weights, model.model_id)
     output = parse_uri(str(folder))
-    job = Job(Storage(StorageConfig()), output, "run", identity, product, ChildLimits())
+    job = Job(Storage(StorageConfig(**store)), output, "run", identity, product, ChildLimits())
     report = Rescorer(job).work(0, block)
     if report.part_path is None:
         return report, {}
@@ -122,3 +123,19 @@ def test_groups_of_any_size_score_the_same(
     _, found = rescored(tmp_path, pending(compacted, [1, 4, 8]))
     assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-5)
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("fault", ["AccessDenied", "SlowDown"])
+def test_a_store_that_does_not_give_features_is_not_taken_for_damage(
+    tmp_path: Path, part: Path, s3: Any, faulty: FaultyStore, fault: str
+) -> None:
+    s3.put_object(Bucket=s3.bucket, Key="part.parquet", Body=part.read_bytes())
+    uri = f"s3://{s3.bucket}/part.parquet"
+    store = {"endpoint_url": faulty.endpoint, "patience_seconds": 1}
+    assert rescored(tmp_path, pending(uri, [0, 9]), **store)[0].problems == []
+    with faulty.suffering(fault):
+        report, _ = rescored(tmp_path, pending(uri, [0, 9]), **store)
+    assert (report.n_done, report.left_ids) == (0, ["track-00000", "track-00009"])
+    (problem,) = report.problems
+    assert problem.startswith(f"{uri}: ")
+    assert f"{fault}; " in problem

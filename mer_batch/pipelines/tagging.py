@@ -257,8 +257,11 @@ def _blocks_by_part(from_features: pa.Table) -> Iterator[pa.Table]:
 
 def _damaged(session: Session, plan: Plan, rescored: Stage) -> pa.Table:
     """The tracks whose features turned out to be of no use."""
+    for problem in rescored.problems:
+        session.say(f"a part of features cannot be read, its tracks are decoded: {problem}")
     if rescored.left_ids:
-        session.say(f"{len(rescored.left_ids):,} tracks have damaged features; decoding them")
+        n_left = len(rescored.left_ids)
+        session.say(f"{n_left:,} tracks have features that cannot be used; decoding them")
     wanted = pa.array(rescored.left_ids, plan.pending["track_id"].type)
     return plan.pending.filter(pc.is_in(plan.pending["track_id"], wanted))
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -38,12 +38,15 @@ class Stage:
     left_ids : list
         Tracks to be done another way.
     seconds : float
+    problems : list of str
+        Why tracks were left, where a file could not be read.
     """
 
     n_done: int
     n_rejected: int
     left_ids: list[Any]
     seconds: float
+    problems: list[str] = field(default_factory=list)
 
 
 class Work:
@@ -161,6 +164,7 @@ class Work:
         began, n_done, n_rejected = time.monotonic(), self.n_done, self.rejects.total()
         signals = self._session.signals
         left_ids: list[Any] = []
+        problems: list[str] = []
         with signals.graceful(_GRACE_SECONDS):
             try:
                 for report in reports:
@@ -169,6 +173,7 @@ class Work:
                         continue
                     self._add(report, progress)
                     left_ids += report.left_ids
+                    problems += report.problems
                     n_in_hand -= signals.was_asked
                     if n_in_hand == 0:
                         break
@@ -178,7 +183,8 @@ class Work:
             if signals.was_asked:
                 signals.stop()
         seconds = time.monotonic() - began
-        return Stage(self.n_done - n_done, self.rejects.total() - n_rejected, left_ids, seconds)
+        n_done, n_rejected = self.n_done - n_done, self.rejects.total() - n_rejected
+        return Stage(n_done, n_rejected, left_ids, seconds, problems)
 
     def _add(self, report: BlockReport, progress: TrackProgress) -> None:
         reasons = [row["reason"] for row in report.rejects]

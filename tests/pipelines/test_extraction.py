@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -328,7 +329,8 @@ def test_features_that_cannot_be_used_are_decoded_instead(
     assert tagged.summary.n_tried + tagged.summary.n_rescored == 9
     assert tagged.summary.n_rescored >= 1, "other parts are as they were"
     if damage is flip_a_byte:
-        assert "tracks have damaged features; decoding them" in tagged.text
+        assert "tracks have features that cannot be used; decoding them" in tagged.text
+        assert re.search(r"its tracks are decoded: \S+\.parquet: .*checksum", tagged.text)
     if damage is cut_in_half:
         assert "a part of features cannot be read, its tracks are decoded" in tagged.text
     assert_same_scores(scores_by_id(tagged), expected)
