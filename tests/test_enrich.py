@@ -212,6 +212,16 @@ def put(
     return folder
 
 
+@contextmanager
+def runs_of(breakpoints: Breakpoints) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are held at steps, but not where the test has failed."""
+    with ThreadPoolExecutor(2) as runs:
+        try:
+            yield runs
+        finally:
+            breakpoints.clear()
+
+
 def sweep(place: Place, run_id: str) -> list[str]:
     with held(place, "sweeper") as lease:
         return sweep_unfinished(*place, run_id, lease)
@@ -518,7 +528,7 @@ def test_who_is_taken_over_while_publishing_takes_nothing_away(
     """The one that took over has published, or is about to put its marker, when it wakes up."""
     place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
     put(place, catalog, 3, run_id="r0")
-    with held(place, "r1") as lost, ThreadPoolExecutor(2) as runs:
+    with held(place, "r1") as lost, runs_of(breakpoints) as runs:
         breakpoints.hold(step)
         late = runs.submit(put, place, catalog, 3, run_id="r1", lease=lost)
         asleep = breakpoints.wait(60)
@@ -548,7 +558,7 @@ def test_what_is_listed_and_marked_meanwhile_is_not_taken_away(
     """The late one looks while the other one's parts are there and their marker is not."""
     place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
     is_sweep = step == "night_to_sweep"
-    with held(place, "r1") as lost, ThreadPoolExecutor(2) as runs:
+    with held(place, "r1") as lost, runs_of(breakpoints) as runs:
         if not is_sweep:
             breakpoints.hold("night_part_written")
             late = runs.submit(put, place, catalog, 3, run_id="r1", lease=lost)
@@ -578,7 +588,7 @@ def test_a_marker_that_was_put_late_is_replaced_by_the_holder(
     s3: Any, tmp_path: Path, breakpoints: Breakpoints
 ) -> None:
     place, catalog = straight(s3), catalog_of(tracks(3), tmp_path / "c.parquet")
-    with ThreadPoolExecutor(1) as runs:
+    with runs_of(breakpoints) as runs:
         breakpoints.hold("marker_to_write")
         holder = runs.submit(put, place, catalog, 3, run_id="r2")
         at_marker = breakpoints.wait(60)

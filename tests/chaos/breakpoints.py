@@ -52,6 +52,7 @@ class Breakpoints:
         self._lock = threading.Lock()
         self._wanted: dict[str, tuple[int, int]] = {}
         self._held: queue.Queue[Held] = queue.Queue()
+        self._given: list[Held] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __enter__(self) -> Breakpoints:
@@ -76,13 +77,17 @@ class Breakpoints:
             self._wanted.clear()
         while not self._held.empty():
             self._held.get().let_go()
+        for held in self._given:
+            held.let_go()
 
     def wait(self, seconds: float) -> Held | None:
         """The next process that is held; None where none came in time."""
         try:
-            return self._held.get(timeout=seconds)
+            held = self._held.get(timeout=seconds)
         except queue.Empty:
             return None
+        self._given.append(held)
+        return held
 
     def _listen(self) -> None:
         while True:
