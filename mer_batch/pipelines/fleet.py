@@ -96,9 +96,10 @@ def _fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
         ) from error
 
 
-def has_lost_nodes() -> bool:
-    """Whether the cluster has given nodes up: one that only slept may still write a part."""
-    return any(not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+def lost_nodes() -> frozenset[str]:
+    """Nodes that the cluster has given up: one that only slept may still write a part."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return frozenset(node["NodeID"] for node in nodes if not node["Alive"])
 
 
 def even_blocks(

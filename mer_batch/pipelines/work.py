@@ -221,11 +221,14 @@ class FleetWork:
         self._job = job
         self._progress = progress
         self.n_cpus = n_cpus
+        self._lost_before = fleet.lost_nodes()
 
     def run(self, work: fleet.Work, blocks: Iterator[pa.Table]) -> Stage:
         """Do blocks as tasks."""
         reports = fleet.stream(work, self._job, blocks, say=self._work._session.say)
         stage = self._work._take(reports, self._progress, n_in_hand=self.n_cpus)
         run = self._work._session.run
-        run.may_leave_parts = run.may_leave_parts or fleet.has_lost_nodes()
+        # A long-lived cluster remembers nodes that had gone before this run.
+        has_lost_nodes = not fleet.lost_nodes() <= self._lost_before
+        run.may_leave_parts = run.may_leave_parts or has_lost_nodes
         return stage

@@ -39,8 +39,13 @@ class Cluster:
         self._folder = folder
         self._nodes: list[psutil.Process] = []
         port, dashboard_port = free_port(), free_port()
+<<<<<<< HEAD
         self._gcs = f"127.0.0.1:{port}"
         self.address = f"http://127.0.0.1:{dashboard_port}"
+=======
+        self.gcs = f"127.0.0.1:{port}"
+        self._address = f"http://127.0.0.1:{dashboard_port}"
+>>>>>>> w-fixd
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
         self.environment = {
             **inherited,
@@ -62,7 +67,7 @@ class Cluster:
 
     def add_worker(self) -> psutil.Process:
         """A worker node of one CPU, up and ready."""
-        return self._add(f"--address={self._gcs}", "--num-cpus=1")
+        return self._add(f"--address={self.gcs}", "--num-cpus=1")
 
     def _add(self, *arguments: str) -> psutil.Process:
         log = self._folder / f"node-{len(self._nodes)}.log"
@@ -238,3 +243,16 @@ def test_a_job_outlives_nodes_that_die_sleep_and_join(cluster: Cluster, config: 
     for trace in output.glob("runs/2*/*"):
         assert cluster.token not in trace.read_text()
     assert cluster.token not in shown
+
+
+def test_nodes_that_were_gone_before_a_run_are_no_matter(cluster: Cluster, config: Path) -> None:
+    output = config.parent / "out"
+    gone = cluster.add_worker()
+    cluster.add_worker()
+    kill(gone)
+    wait_until(lambda: cluster.n_dead() == 1)
+    tag = [BIN / "mer-batch", "tag", config, f"ray.address={cluster.gcs}"]
+    done = subprocess.run(tag, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_exactly_once(output)
+    assert list(output.glob("runs/_open/*")) == [], "a complete run is not swept after"
