@@ -39,13 +39,8 @@ class Cluster:
         self._folder = folder
         self._nodes: list[psutil.Process] = []
         port, dashboard_port = free_port(), free_port()
-<<<<<<< HEAD
-        self._gcs = f"127.0.0.1:{port}"
-        self.address = f"http://127.0.0.1:{dashboard_port}"
-=======
         self.gcs = f"127.0.0.1:{port}"
-        self._address = f"http://127.0.0.1:{dashboard_port}"
->>>>>>> w-fixd
+        self.address = f"http://127.0.0.1:{dashboard_port}"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
         self.environment = {
             **inherited,
