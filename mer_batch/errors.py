@@ -105,7 +105,8 @@ class AudioError(MerBatchError):
         self.message = message
 
 
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)")
+# No scheme is longer: without a bound, a long word would be searched from each of its letters on.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://([^\s'\"]*)")
 
 
 def masked(text: str) -> str:

@@ -171,3 +171,9 @@ def test_a_key_may_look_like_a_uri_with_credentials(uri: str) -> None:
     assert not holds_credentials(uri)
     assert parse_uri(uri).path == uri.split("/", 3)[3]
     assert "u:p" not in masked(uri)
+
+
+def test_a_long_word_is_searched_in_one_pass() -> None:
+    word = "x" * 2**20  # from each of its letters to its end would take hours
+    assert masked(word) == word
+    assert masked(f"{word}s3://KEY:SECRET@bucket/x") == f"{word}s3://***@bucket/x"
