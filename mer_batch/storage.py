@@ -540,9 +540,14 @@ def _path_of(descriptor: int, path: str) -> str:
 
 
 def _check_below(found: str, folders: Sequence[str]) -> None:
-    tops = {os.path.realpath(folder) for folder in folders}
-    if not any(os.path.commonpath([found, top]) == top for top in tops):
+    if not any(os.path.commonpath([found, top]) == top for top in _real(tuple(folders))):
         raise AudioError("access_denied", "a link leads out of catalog.allowed_roots")
+
+
+@functools.lru_cache(maxsize=8)
+def _real(folders: tuple[str, ...]) -> frozenset[str]:
+    """Where folders lie, links followed: looked up once, not once a track."""
+    return frozenset(os.path.realpath(folder) for folder in folders)
 
 
 def _file_version(path: str) -> str:
