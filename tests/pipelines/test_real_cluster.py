@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -177,13 +178,14 @@ def wait_until(what: Callable[[], object], *, seconds: float = 300) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    # Sockets lie below it, whose paths must be short.
-    cluster = Cluster(tmp_path_factory.mktemp("c"))
-    try:
-        yield cluster
-    finally:
-        cluster.close()
+def cluster() -> Iterator[Cluster]:
+    # Not pytest's: sockets lie below it, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="c-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.close()
 
 
 @pytest.fixture
