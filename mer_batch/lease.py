@@ -129,6 +129,11 @@ class Lease:
         """Grows with every holder of this output."""
         return self._holder.generation
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was found to be another run's, or overdue."""
+        return self._lost is not None
+
     def check(self) -> None:
         """Make sure that the lease is still ours.
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from mer_batch.errors import Interrupted, MerBatchError, RefusedError
+from mer_batch.errors import Interrupted, LeaseError, MerBatchError, RefusedError
 from mer_batch.lease import Lease, lease_location
 from mer_batch.schema import utc_now
 from mer_batch.steps import reach
@@ -109,6 +109,11 @@ class Run:
                 if error is None and not self.may_leave_parts:
                     self._storage.delete(self._mark)
                     reach("mark_removed")
+                elif self.lease.is_lost or isinstance(error, LeaseError):
+                    # The next holder has swept after this run and taken its mark away; workers may
+                    # have written since, and have been ended before they could take it back.
+                    with contextlib.suppress(MerBatchError):
+                        self._storage.write(self._mark, b"")
         finally:
             self.lease.release()
 

@@ -97,6 +97,22 @@ def test_a_run_that_may_leave_parts_is_looked_after_by_the_next(place: Place) ->
         assert later.cut_short() == [run.run_id]
 
 
+def test_a_run_that_lost_its_lease_is_looked_after_once_more(place: Place) -> None:
+    storage, output = place
+    with pytest.raises(LeaseError), open_run(place) as sleeper:
+        # As if it had released the lease: another one takes it, and has swept already.
+        lease = read_json(place, "runs", "_lease.json")
+        content = json.dumps({**lease, "released": True}).encode()
+        storage.write(output.child("runs", "_lease.json"), content)
+        with open_run(place) as taker:
+            assert taker.cut_short() == [sleeper.run_id]
+            taker.forget(sleeper.run_id)
+        # Its workers have gone on meanwhile, and end with it: one may have just written a part.
+        sleeper.lease.confirm()
+    with open_run(place) as later:
+        assert later.cut_short() == [sleeper.run_id]
+
+
 def test_runs_that_were_cut_short_are_found_in_their_order(place: Place) -> None:
     storage, output = place
     names = ["20260102T000000Z-bbbbbb", "20260101T000000Z-aaaaaa"]

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -72,7 +73,27 @@ def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[i
         yield max(1, cluster_cpus())
     finally:
         if ours:
-            ray.shutdown()
+            with _quiet_stderr(config):
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr(config: RayConfig) -> Iterator[None]:
+    """Keep what Ray's own threads write to descriptor 2 from the user, unless it is wanted.
+
+    As it goes down it complains about tasks that are given up, as whoever stopped it knows.
+    """
+    with contextlib.ExitStack() as restored:
+        # Without a handle to spare, words too many are the smaller evil.
+        with contextlib.suppress(OSError):
+            if not config.verbose:
+                sys.stderr.flush()
+                kept = os.dup(2)
+                restored.callback(os.close, kept)
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+                restored.callback(os.dup2, kept, 2)
+        yield
 
 
 def cluster_cpus() -> int:

@@ -141,6 +141,7 @@ class Work:
             # Committed before the fleet goes, which takes seconds that a pre-empted node lacks.
             with begun, cluster as n_cpus, no_refusal(), self._committer:
                 self._session.signals.install()  # over the handlers that Ray has put in place
+                self._session.run.lease.check()  # a machine may have slept while Ray started
                 progress.begin_work()
                 yield FleetWork(self, self._job, progress, n_cpus)
 

@@ -113,7 +113,10 @@ class Chain:
             self._crash(case.command, Point("run_open", "driver"))
         if last.victim == "holder" or last.step == "lease_lost":
             return self._pause(case)
-        self._crash(case.command, *case.points)
+        if not self._crash(case.command, *case.points):
+            self._stir(case.kind)  # it did not come there: the dice again
+            if not self._crash(case.command, *case.points):
+                self._miss(case.command, case.points)
         if "decoder" in {point.victim for point in case.points}:
             # Held against a track when it fails so twice: by no means the next run's fault.
             self._complete(case.command)
@@ -136,18 +139,19 @@ class Chain:
             if kind == "decode":
                 self._world.has_features = False
 
-    def _crash(self, command: Command, *points: Point) -> None:
+    def _crash(self, command: Command, *points: Point) -> bool:
+        """Whether the run has come to the points."""
         renews = points[-1].step == "lease_renewed"
         with self._judged(command, *points):
             code = crash(self._world, command, *points, renews=renews)
             if code is None:
-                return self._miss(command, points)
+                return False
             allowed = {"driver": {-9}, "raylet": {0, 1}}.get(points[-1].victim, {0})
             assert code in allowed, (code, self._world.last_log())
             self._world.check_between()
             self._unchecked.append(command)
             self._count(points)
-        return None
+        return True
 
     def _pause(self, case: Case) -> None:
         """The whole check is made while the holder sleeps."""

@@ -60,13 +60,18 @@ def crash(
         try:
             for point in points:
                 breakpoints.hold(point.step, nth=point.nth, times=times)
-                for n_struck in range(times):
+                n_struck = 0
+                while n_struck < times:
                     held = wait_for(breakpoints, driver)
                     if held is None:
                         code = driver.wait()
                         assert code == 0 or n_struck, world.last_log()
                         return code if n_struck else None
-                    strike(point.victim, held, driver)
+                    if strike(point.victim, held, driver):
+                        n_struck += 1
+                    else:
+                        breakpoints.hold(point.step, times=times - n_struck)
+                    held.let_go()
             return driver.wait(_PATIENCE_SECONDS)
         finally:
             breakpoints.clear()
@@ -160,29 +165,36 @@ def wait_for(breakpoints: Breakpoints, driver: subprocess.Popen[bytes]) -> Held 
     raise AssertionError(f"nothing happened for {_PATIENCE_SECONDS:.0f} s: {breakpoints.seen}")
 
 
-def strike(victim: Victim, held: Held, driver: subprocess.Popen[bytes]) -> None:
-    """Kill the victim while a process is held, and let that one go on if it can."""
+def strike(victim: Victim, held: Held, driver: subprocess.Popen[bytes]) -> bool:
+    """Kill the victim while a process is held; False where there is none of its kind."""
     family = psutil.Process(driver.pid).children(recursive=True)
     if victim == "driver":
         driver.kill()
         driver.wait()
         check_gone(family)
-    else:
-        os.kill(_pid(victim, held, family), signal.SIGKILL)
-    held.let_go()
+        return True
+    pid = _pid(victim, held, family)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+    return pid is not None
 
 
-def _pid(victim: Victim, held: Held, family: list[psutil.Process]) -> int:
+def _pid(victim: Victim, held: Held, family: list[psutil.Process]) -> int | None:
     if victim == "worker":
         return held.pid
     if victim == "raylet":
         return next(process.pid for process in family if process.name() == "raylet")
     assert victim == "decoder", victim
-    return next(
-        child.pid
-        for child in psutil.Process(held.pid).children()
-        if "mer_batch.child" in child.cmdline()
-    )
+    # A worker none of whose tracks could be read has no decoder yet; another one's will do.
+    own = psutil.Process(held.pid).children()
+    return next((process.pid for process in [*own, *family] if _is_decoder(process)), None)
+
+
+def _is_decoder(process: psutil.Process) -> bool:
+    try:
+        return "mer_batch.child" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def check_gone(family: list[psutil.Process]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from mer_batch.block import BlockReport
 from mer_batch.child import ChildStartError
+from mer_batch.config import RayConfig
 from mer_batch.errors import StorageError
+from mer_batch.pipelines.cluster import _quiet_stderr
 from mer_batch.pipelines.fleet import FleetError, stream
 
 _NOTHING = BlockReport(None, 0, 0, 0, [], [], [])
@@ -65,3 +68,15 @@ def test_a_decoder_that_did_not_start_is_tried_again(local_ray: None, tmp_path: 
 def test_a_bug_keeps_its_trace(local_ray: None) -> None:
     with pytest.raises(ZeroDivisionError, match="in bug"):
         reports(bug, None)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_ray_says_as_it_goes_down_is_no_news(
+    capfd: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    with _quiet_stderr(RayConfig(verbose=verbose)):
+        os.write(2, b"task_manager.cc:1545: Failed to push error to driver\n")
+    os.write(2, b"and what comes after is heard\n")
+    said = capfd.readouterr().err
+    assert ("Failed to push" in said) == verbose
+    assert "and what comes after is heard" in said
