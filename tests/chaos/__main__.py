@@ -105,24 +105,26 @@ class Chain:
             self._crash("extract" if nth == 2 else "tag", Point("table_made", "driver", nth))
 
     def _case(self, case: Case) -> None:
+        # Whom nobody met at the step, as the dice fell, is given a second run.
+        if not self._try(case) and not self._try(case):
+            with self._survived.lock:
+                self._survived.missed.append(f"{self._place} {case.command} {case.points}")
+        is_long = len(self._unchecked) >= self._rng.randint(2, _LONGEST_CHAIN)
+        # A decoder's death is held against a track when it comes twice: by no means the next run's.
+        if is_long or "decoder" in {point.victim for point in case.points}:
+            self._complete(case.command)
+
+    def _try(self, case: Case) -> bool:
+        """Whether a run has come to the points of a case, and what must hold has held."""
         last = case.points[-1]
         self._stir(case.kind)
         if last.step == "part_to_sweep":
             self._crash(case.command, Point("parts_to_commit", "driver"))
-        elif last.step in _SWEEPING and not self._unchecked:
+        elif last.step in _SWEEPING and not self._world.has_cut_short_runs():
             self._crash(case.command, Point("run_open", "driver"))
         if last.victim == "holder" or last.step == "lease_lost":
             return self._pause(case)
-        if not self._crash(case.command, *case.points):
-            self._stir(case.kind)  # it did not come there: the dice again
-            if not self._crash(case.command, *case.points):
-                self._miss(case.command, case.points)
-        if "decoder" in {point.victim for point in case.points}:
-            # Held against a track when it fails so twice: by no means the next run's fault.
-            self._complete(case.command)
-        elif len(self._unchecked) >= self._rng.randint(2, _LONGEST_CHAIN):
-            self._complete(case.command)
-        return None
+        return self._crash(case.command, *case.points)
 
     def _stir(self, kind: Kind) -> None:
         """Give the next run something to do."""
@@ -153,8 +155,8 @@ class Chain:
             self._count(points)
         return True
 
-    def _pause(self, case: Case) -> None:
-        """The whole check is made while the holder sleeps."""
+    def _pause(self, case: Case) -> bool:
+        """The same, the whole check being made while the holder sleeps."""
         (point,) = case.points
         dies = point.step == "lease_lost"
         with self._judged(case.command, point):
@@ -162,17 +164,13 @@ class Chain:
             until = self._rng.choice(_TAKEN_OVER)
             code = pause(self._world, case.command, step, until=until, dies=dies)
             if code is None:
-                return self._miss(case.command, case.points)
+                return False
             allowed = {0, 4} if point.step in _OVER else {-9} if dies else {4}
             assert code in allowed, (code, self._world.last_log())
             self._world.check_between()
             self._unchecked = []
             self._count(case.points)
-        return None
-
-    def _miss(self, command: Command, points: tuple[Point, ...]) -> None:
-        with self._survived.lock:
-            self._survived.missed.append(f"{self._place} {command} {points}")
+        return True
 
     def _complete(self, command: Command) -> None:
         """Run to the end both what was cut short and what is asked for."""
