@@ -205,6 +205,7 @@ class _Judged:
         seconds = time.monotonic() - self._began
         print(f"{seconds:6.1f} s  {self._what}{'  BROKEN' if error else ''}", flush=True)
         if error is not None:
+            print(f"{type(error).__name__}: {error}", flush=True)
             with self._survived.lock:
                 self._survived.faults.append(self._what)
 

@@ -200,21 +200,26 @@ def _is_decoder(process: psutil.Process) -> bool:
 def check_gone(family: list[psutil.Process]) -> None:
     """Behind a dead driver its workers, their decoders and the raylet must go within seconds."""
     _, left = psutil.wait_procs(family, timeout=3)
-    _, busy = psutil.wait_procs([p for p in left if not _is_idle_agent(p)], timeout=_DYING_SECONDS)
+    _, busy = psutil.wait_procs([p for p in left if not _is_idle(p)], timeout=_DYING_SECONDS)
     # Asked again: one that was just starting has its name only now.
-    busy = [process for process in busy if not _is_idle_agent(process)]
+    busy = [process for process in busy if not _is_idle(process)]
     assert not busy, f"{busy} outlived the driver"
-    for agent in left:
+    for idle in left:
         with contextlib.suppress(psutil.NoSuchProcess):
-            agent.kill()
+            idle.kill()
 
 
-def _is_idle_agent(process: psutil.Process) -> bool:
-    """Ray's agents do no work of ours; they end by themselves too, but take a minute."""
+def _is_idle(process: psutil.Process) -> bool:
+    """Whether this does no work of ours, and ends by itself too, but takes a minute.
+
+    Ray's agents; and a worker that has just been started looks for its raylet for so long. It still
+    goes by its file: one that has found it is named for what it does.
+    """
     try:
-        return "Agent" in process.name()
+        is_starting = any("default_worker.py" in word for word in process.cmdline())
+        return is_starting or "Agent" in process.name()
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
 def end(driver: subprocess.Popen[bytes]) -> None:

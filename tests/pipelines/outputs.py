@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import time
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
 
+from tests.chaos.crash import check_gone
 from tests.pipelines.conftest import table
 
 #: Tracks of the catalogs that `check_exactly_once` knows; a fifth of them is broken.
@@ -25,21 +25,7 @@ def kill(driver: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    _, left = psutil.wait_procs(family, timeout=3)
-    _, busy = psutil.wait_procs([p for p in left if not is_idle_agent(p)], timeout=20)
-    # Asked again: one that was just starting has its name only now.
-    assert not [p for p in busy if not is_idle_agent(p)], "workers outlived the driver"
-    for agent in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            agent.kill()
-
-
-def is_idle_agent(process: psutil.Process) -> bool:
-    """Ray's agents do no work of ours; they end by themselves too, but take a minute."""
-    try:
-        return "Agent" in process.name()
-    except psutil.NoSuchProcess:
-        return False
+    check_gone(family)
 
 
 def wait_for(what: Callable[[], object], driver: subprocess.Popen[bytes]) -> bool:
