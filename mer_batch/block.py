@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mer_batch import schema
 from mer_batch.child import Child
-from mer_batch.errors import AudioError, LeaseError
+from mer_batch.errors import AudioError, LeaseError, MerBatchError
 from mer_batch.lease import holder_of
 from mer_batch.limits import ChildLimits
 from mer_batch.schema import Identity
@@ -177,11 +177,12 @@ class BlockRecord:
 
     def _reject(self, track: dict[str, Any], version: str, error: AudioError) -> dict[str, Any]:
         now = schema.utc_now()
-        before = "n_doubts" if error.reason in schema.DOUBTFUL_REASONS else "attempts"
+        version = _version(track, version)
+        before = "n_doubts" if schema.is_doubtful(error.reason, version) else "attempts"
         return {
             "track_id": track["track_id"],
             "audio_uri": track["audio_uri"],
-            "audio_version": _version(track, version),
+            "audio_version": version,
             "reason": error.reason,
             "message": error.message,
             "attempts": track[before] + 1,
@@ -267,7 +268,7 @@ class BlockWorker:
             for number, (track, fetch) in enumerate(self._read_ahead(tracks, room)):
                 room.want(number)
                 try:
-                    audio = fetch.result()
+                    audio = _fetched(fetch)
                 except AudioError as error:
                     unread.append((track, "", error))
                     room.give_back(number)
@@ -303,6 +304,16 @@ class BlockWorker:
                     yield waiting.popleft()
             while waiting:  # not `yield from`: it would hold them all to the end
                 yield waiting.popleft()
+
+
+def _fetched(fetch: Future[AudioObject]) -> AudioObject:
+    """What was read, or why not: of one track, whatever a stranger's file may bring about."""
+    try:
+        return fetch.result()
+    except (MerBatchError, MemoryError):
+        raise
+    except Exception as error:
+        raise AudioError("storage_error", f"{type(error).__name__}: {error}") from error
 
 
 class NoRoomError(Exception):

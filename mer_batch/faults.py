@@ -17,6 +17,8 @@ from typing import TypeVar
 import botocore.exceptions
 from botocore.parsers import ResponseParserError
 
+from mer_batch.errors import masked
+
 NOT_FOUND = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _UNKNOWN_KEY = frozenset({"InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId"})
@@ -31,8 +33,12 @@ _THROTTLED = frozenset(
 _BROKEN = frozenset({"InternalError", "RequestTimeout", "500", "502", "504"})
 _WRONG_REGION = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
-     "301", "TemporaryRedirect"}
+     "TemporaryRedirect"}
 )  # fmt: skip
+_REDIRECTED = frozenset({"301", "302", "303", "307", "308"})
+# What a store says of a request that it does not know, however often it is asked.
+_UNKNOWN_REQUEST = frozenset({"NotImplemented", "501"})
+_FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507"})
 
 _REMEDIES = {
     frozenset({"NoSuchBucket"}): "make the bucket, or check its name and the endpoint",
@@ -45,7 +51,22 @@ _REMEDIES = {
     _THROTTLED: "the store turns requests away: try again later, or with fewer CPUs",
     _BROKEN: "the store is out of order: try again later",
     _WRONG_REGION: "set storage.region to the bucket's region",
+    _REDIRECTED: "the endpoint sends requests elsewhere: check it, and storage.region",
+    _UNKNOWN_REQUEST: "the store does not know such requests: use another one",
+    _FULL: "the store is full, or this bucket's quota: make room",
 }
+
+
+class DamagedBodyError(OSError):
+    """An answer came whole by its own account, and is not what was asked for."""
+
+
+class ForeignAnswerError(OSError):
+    """An answer that lacks what S3's answers hold: another service's, or a page of some portal."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer is not S3's; check the endpoint")
+
 
 # How long a fault is waited for once it has shown: longest where the store is there but short of
 # breath; where nobody answers, long enough for a second try of 20 s.
@@ -64,6 +85,7 @@ _UNREACHABLE = (
     botocore.exceptions.ReadTimeoutError,
 )
 _GARBLED = (
+    ForeignAnswerError,
     # Half a listing is no XML, and neither is another service's page.
     ResponseParserError,
     botocore.exceptions.SSLError,
@@ -89,22 +111,25 @@ _SETUP = (
 T = TypeVar("T")
 
 
-class DamagedBodyError(OSError):
-    """An answer came whole by its own account, and is not what was asked for."""
-
-
 def code_of(error: botocore.exceptions.ClientError) -> str:
-    """What the store calls its refusal."""
-    return str(error.response.get("Error", {}).get("Code", "unknown error"))
+    """What the store calls its refusal, or else the answer's HTTP status."""
+    return str(error.response.get("Error", {}).get("Code") or _status_of(error) or "unknown error")
+
+
+def _status_of(error: botocore.exceptions.ClientError) -> int:
+    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status
 
 
 def seconds_to_wait(error: Exception) -> float:
     """For how long at most a fault is waited for to pass [s]; 0 for one that lasts."""
     if isinstance(error, botocore.exceptions.ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if _is_page(error):
             return _UNREACHABLE_SECONDS
-        passes = code_of(error) in _THROTTLED | _BROKEN or status >= 500 or status == 429
+        code, status = code_of(error), _status_of(error)
+        if code in _UNKNOWN_REQUEST | _FULL:
+            return 0.0
+        passes = code in _THROTTLED | _BROKEN or status >= 500 or status == 429
         return _BUSY_SECONDS if passes else 0.0
     for kinds, seconds in (
         (_UNREACHABLE, _UNREACHABLE_SECONDS),
@@ -184,7 +209,9 @@ def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
     real ones repeat the key id and the session token.
     """
     if isinstance(error, botocore.exceptions.ClientError) and not _is_page(error):
-        return f"{code_of(error)}; {remedy_of(code_of(error))}"
+        where = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("location")
+        to = f" (to {masked(where)!r})" if where else ""
+        return f"{code_of(error)}{to}; {remedy_of(code_of(error))}"
     if isinstance(error, botocore.exceptions.NoCredentialsError):
         return "no credentials; set AWS_ACCESS_KEY_ID or a profile, or attach a role"
     if isinstance(error, ResponseParserError | botocore.exceptions.ClientError):
@@ -192,7 +219,10 @@ def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
     if isinstance(error, botocore.exceptions.BotoCoreError):
         is_setup = isinstance(error, _SETUP)
         remedy = "AWS_PROFILE and the AWS config" if is_setup else "the endpoint and the network"
-        told = " ".join(f"{type(error).__name__}: {error}".split())
+        # The words of what lies below it may hold a whole header, the secret in it spelled anew.
+        is_foreign = type(error) is botocore.exceptions.HTTPClientError
+        words = type(error.kwargs.get("error")).__name__ if is_foreign else str(error)
+        told = " ".join(f"{type(error).__name__}: {words}".split())
         return _masked(f"{told}; check {remedy}", secrets)
     said = _said(error)
     if said is not None:

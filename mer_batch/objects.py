@@ -23,9 +23,11 @@ import botocore.exceptions
 from mer_batch.config import StorageConfig
 from mer_batch.errors import StorageError, masked
 from mer_batch.faults import (
+    DENIED,
     LOST_RACE,
     NOT_FOUND,
     DamagedBodyError,
+    ForeignAnswerError,
     Patience,
     code_of,
     explanation,
@@ -35,6 +37,7 @@ _CLIENT_LOCK = threading.Lock()
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 20
 _NO_SUCH_RANGE = frozenset({"InvalidRange", "416"})
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 T = TypeVar("T")
 
@@ -126,7 +129,16 @@ class Objects:
         if found is None:
             return "", "", ""
         frozen = found.get_frozen_credentials()
-        return frozen.access_key or "", frozen.secret_key or "", frozen.token or ""
+        all_three = frozen.access_key or "", frozen.secret_key or "", frozen.token or ""
+        for name, value in zip(_CREDENTIALS, all_three, strict=True):
+            # In a header it would be refused, in words that repeat it.
+            if not value.isprintable() or value != value.strip() or not value.isascii():
+                raise StorageError(
+                    f"{name}, or what the profile or role gives for it, holds white space at an "
+                    "end or characters that a header cannot; a file's last newline, perhaps: take "
+                    "it out"
+                )
+        return all_three
 
     @property
     def client(self) -> Any:
@@ -137,7 +149,8 @@ class Objects:
 
     @functools.cached_property
     def _client(self) -> Any:
-        return self._session.client(
+        self._credentials()
+        client = self._session.client(
             "s3",
             endpoint_url=self.endpoint,
             config=botocore.config.Config(
@@ -149,6 +162,8 @@ class Objects:
                 response_checksum_validation="when_required",
             ),
         )
+        client.meta.events.register_first("needs-retry.s3.HeadBucket", _refuse_redirect)
+        return client
 
     # ------------------------------------------------------------------ reading
 
@@ -214,8 +229,10 @@ class Objects:
                 raise
             reply = self.client.get_object(**asked)  # an empty object has no ranges
         place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", reply.get("ContentRange", ""))
-        begin, n_total = (int(place[1]), int(place[2])) if place else (0, reply["ContentLength"])
-        body = reply["Body"]
+        begin, n_total = (
+            (int(place[1]), int(place[2])) if place else (0, _in(reply, "ContentLength"))
+        )
+        etag, body = _in(reply, "ETag"), reply["Body"]
         try:
             check_size(n_total)
             # Not `with body`: that gives the stream below, whose errors are urllib3's.
@@ -223,11 +240,11 @@ class Objects:
         finally:
             body.close()
         is_md5 = (
-            re.fullmatch(r'"[0-9a-f]{32}"', reply["ETag"]) is not None
+            re.fullmatch(r'"[0-9a-f]{32}"', etag) is not None
             and not str(reply.get("ServerSideEncryption", "")).startswith("aws:kms")
             and "SSECustomerAlgorithm" not in reply
         )
-        return Piece(content, begin, n_total, reply["ETag"]), is_md5
+        return Piece(content, begin, n_total, etag), is_md5
 
     def head(self, bucket: str, key: str) -> tuple[int, str] | None:
         """Size and etag of an object, None where there is none."""
@@ -237,7 +254,7 @@ class Objects:
             if code_of(error) in NOT_FOUND:
                 return None
             raise
-        return reply["ContentLength"], reply["ETag"]
+        return _in(reply, "ContentLength"), _in(reply, "ETag")
 
     def list_keys(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
         """Key, size and etag of every object whose key begins with `prefix`."""
@@ -247,21 +264,23 @@ class Objects:
                 lambda: self.client.list_objects_v2(Bucket=bucket, Prefix=prefix, **following)  # noqa: B023  # asked at once
             )
             if "Name" not in page and "IsTruncated" not in page:
-                raise OSError("the answer is not S3's; check the endpoint")
+                raise ForeignAnswerError
             for entry in page.get("Contents", ()):
-                yield entry["Key"], entry["Size"], entry["ETag"]
+                yield _in(entry, "Key"), _in(entry, "Size"), _in(entry, "ETag")
             if not page.get("IsTruncated"):
                 return
-            following = {"ContinuationToken": page["NextContinuationToken"]}
+            following = {"ContinuationToken": _in(page, "NextContinuationToken")}
 
     # ------------------------------------------------------------------ writing
 
     def put(self, bucket: str, key: str, content: bytes, **condition: str) -> str:
         """Write an object; its etag. `condition` is IfMatch or IfNoneMatch."""
-        reply = self._patience.ask(
-            lambda: self.client.put_object(Bucket=bucket, Key=key, Body=content, **condition)
-        )
-        return str(reply["ETag"])
+
+        def request() -> str:
+            asked = {"Bucket": bucket, "Key": key, "Body": content, **condition}
+            return str(_in(self.client.put_object(**asked), "ETag"))
+
+        return self._patience.ask(request)
 
     def put_if(self, bucket: str, key: str, content: bytes, *, etag: str | None) -> str | None:
         """Write an object only if it has this etag (None: if it is not there); None if not."""
@@ -274,6 +293,32 @@ class Objects:
         # The put may be ours: done, its answer lost, and asked for again.
         present = self.get_if_there(bucket, key)
         return present.etag if present and present.content == content else None
+
+    def check_conditions(self, bucket: str, key: str) -> None:
+        """Make sure that the store heeds the conditions of :meth:`put_if`; `key` is of no object.
+
+        Raises
+        ------
+        StorageError
+            Where it does not: several runs could then write to one output at once.
+        """
+        try:
+            first = self.put_if(bucket, key, b"1", etag=None)
+            again = self.put_if(bucket, key, b"2", etag=None)
+            second = self.put_if(bucket, key, b"3", etag=first) if first else None
+            stale = self.put_if(bucket, key, b"4", etag=first) if second else None
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) in DENIED | NOT_FOUND:
+                raise
+            words = f"it answers {code_of(error)}"
+        else:
+            if first and second and not again and not stale:
+                return
+            words = "it refuses what it should take" if not second else "it takes no heed of them"
+        raise StorageError(
+            f"the store of 's3://{bucket}/{key}' has no conditional writes (If-None-Match, "
+            f"If-Match), which keep two runs apart: {words}; use AWS S3 or another store that has"
+        )
 
     def get_if_there(self, bucket: str, key: str) -> Piece | None:
         """A whole object, None where there is none."""
@@ -342,6 +387,24 @@ class Objects:
             following = {
                 "KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]
             }  # fmt: skip
+
+
+def _in(reply: dict[str, Any], name: str) -> Any:
+    """A field that every answer of S3's has."""
+    try:
+        return reply[name]
+    except KeyError:
+        raise ForeignAnswerError from None
+
+
+def _refuse_redirect(response: tuple[Any, dict[str, Any]] | None, **_: object) -> None:
+    """End botocore's question for a bucket's region where the answer is to ask elsewhere.
+
+    It would ask for the region of that answer's bucket, and so on without end. Where the answer's
+    headers name the region, botocore finds it in the error.
+    """
+    if response is not None and 300 <= response[0].status_code < 400:
+        raise botocore.exceptions.ClientError(response[1], "HeadBucket")
 
 
 @contextlib.contextmanager

@@ -244,7 +244,7 @@ def permanent(
     Not of a passing kind, tried under today's extraction, and not asked for by their reason.
     """
     passing = _has_reason(rejects, schema.TRANSIENT_REASONS | replayed)
-    doubtful = _has_reason(rejects, schema.DOUBTFUL_REASONS)
+    doubtful = _is_doubtful(rejects)
     passing = pc.or_(passing, pc.and_(doubtful, pc.less(rejects["attempts"], 2)))
     same = pc.equal(rejects["extraction_id"], identity.extraction_id)
     return rejects.filter(pc.and_(pc.invert(passing), same))
@@ -252,6 +252,15 @@ def permanent(
 
 def _has_reason(rejects: pa.Table, reasons: frozenset[str]) -> pa.ChunkedArray:
     return pc.is_in(rejects["reason"], pa.array(sorted(reasons), pa.string()))
+
+
+def _is_doubtful(rejects: pa.Table) -> pa.ChunkedArray:
+    """Whether a reject may be the machine's fault; see ``schema.is_doubtful``."""
+    vanished = pc.and_(
+        pc.equal(rejects["reason"], schema.VANISHED_REASON),
+        pc.not_equal(rejects["audio_version"], ""),
+    )
+    return pc.or_(_has_reason(rejects, schema.DOUBTFUL_REASONS), vanished)
 
 
 def reject_counts(plan: Plan, rejects: pa.Table) -> dict[str, int]:
@@ -297,9 +306,8 @@ def _with_history(pending: pa.Table, rejects: pa.Table, identity: Identity) -> p
     history = rejects.take(at)
     attempts = pc.fill_null(history["attempts"], 0)
     # A crash of the decoder is a track's first, however often it was rejected for other reasons.
-    doubtful = pa.array(sorted(schema.DOUBTFUL_REASONS), pa.string())
     is_same = pc.fill_null(pc.equal(history["audio_version"], pending["audio_version"]), True)
-    is_doubt = pc.and_(is_same, pc.is_in(history["reason"], doubtful))
+    is_doubt = pc.and_(is_same, pc.fill_null(_is_doubtful(history), False))
     pending = pending.append_column("attempts", attempts)
     pending = pending.append_column("n_doubts", pc.if_else(is_doubt, attempts, 0))
     for name in ("first_run_id", "first_seen"):

@@ -39,6 +39,16 @@ TRANSIENT_REASONS = frozenset({"storage_error", "access_denied"})
 #: Of these, ``attempts`` counts no others.
 DOUBTFUL_REASONS = frozenset({"decoder_crash", "timeout", "memory_limit"})
 
+#: Audio that was there when the night was planned and could not be found then: it may have been
+#: gone for a moment, as when a disk is mounted anew. As doubtful as those.
+VANISHED_REASON = "not_found"
+
+
+def is_doubtful(reason: str, audio_version: str) -> bool:
+    """Whether a reject may be the machine's fault; `audio_version` is that of the plan, or ""."""
+    return reason in DOUBTFUL_REASONS or (reason == VANISHED_REASON and audio_version != "")
+
+
 _TIME = pa.timestamp("us", tz="UTC")
 
 #: Where the true value lies for nine tracks in ten; null from a model that cannot say.

@@ -283,12 +283,17 @@ class Storage:
     def check_writable(self, location: Location, *, below: Sequence[str] = ()) -> None:
         """Write and delete a probe, so that a store which refuses is found before work begins.
 
-        A store's rules go by prefixes: there, the folders `below` are tried as well.
+        A store's rules go by prefixes: there, the folders `below` are tried as well. And whether it
+        heeds conditions, as :meth:`write_if` needs, which not all do that speak S3's language.
         """
         folders = [location, *(location.child(name) for name in below if location.is_s3)]
         for folder in folders:
             probe = folder.child(f".probe-{os.getpid()}-{random.randrange(2**32):08x}")
             self.write(probe, b"mer_batch looks whether it may write here\n")
+            self.delete(probe)
+        if location.bucket is not None:
+            with _storage_errors("write", location):
+                self._objects.check_conditions(location.bucket, probe.path)
             self.delete(probe)
 
     # ------------------------------------------------------------------ conditional writes
@@ -415,7 +420,7 @@ class Storage:
         for location in locations:
             if location is not None and location.bucket is not None:
                 wanted.setdefault(location.bucket, set()).add(location.path)
-        etags = {bucket: self._etags(bucket, keys) for bucket, keys in wanted.items()}
+        etags = {bucket: self._etags_or_refusal(bucket, keys) for bucket, keys in wanted.items()}
 
         def version(location: Location | None) -> str:
             if location is None:
@@ -425,6 +430,15 @@ class Storage:
             return etags[location.bucket].get(location.path, "")
 
         return [version(location) for location in locations]
+
+    def _etags_or_refusal(self, bucket: str, keys: set[str]) -> dict[str, str]:
+        try:
+            return self._etags(bucket, keys)
+        except StorageError as error:
+            first = Location(bucket, min(keys)).uri
+            raise StorageError(
+                f"{error} ({len(keys):,} of the catalog's URIs lie there, one of them {first!r})"
+            ) from error
 
     def _etags(self, bucket: str, keys: set[str]) -> dict[str, str]:
         shared = os.path.commonprefix([min(keys), max(keys)])  # noqa: RUF071  # keys are no paths
@@ -511,8 +525,13 @@ def _read_audio_file(
                 _check_below(_path_of(file.fileno(), path), folders)
             _check_size(found.st_size, max_bytes)
             admit(found.st_size)
-            content = file.read(max_bytes + 1)
-        _check_size(len(content), max_bytes)
+            content = file.read(found.st_size + 1)
+        # Not all of it, or None, is what a file gives that would block: /proc has such.
+        if content is None or len(content) != found.st_size:
+            n_bytes = len(content or b"")
+            raise AudioError(
+                "storage_error", f"{n_bytes:,} bytes came of {found.st_size:,}: it is being changed"
+            )
         return AudioObject(content, _version_of(found))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AudioError("not_found", "no such file") from error

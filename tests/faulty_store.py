@@ -19,7 +19,7 @@ import urllib.parse
 import xml.etree.ElementTree as ET
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from xml.sax.saxutils import escape
@@ -28,6 +28,8 @@ _NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 _STATUS = {"SlowDown": 503, "InternalError": 500, "NoSuchBucket": 404, "PermanentRedirect": 301}
 _STATUS |= {"AuthorizationHeaderMalformed": 400, "ExpiredToken": 400, "RequestTimeout": 400}
+_STATUS |= {"NotImplemented": 501, "PreconditionFailed": 412, "NoSuchKey": 404}
+_CONDITIONS = {"if-match", "if-none-match"}
 _CHUNK_BYTES = 65_536
 
 
@@ -40,12 +42,15 @@ class Rule:
     fault : str
         ``delay``, ``reset`` (before the store has seen the request), ``lose_answer`` (after it has
         done it), ``cut`` (less than Content-Length says), ``cut_quietly`` (Content-Length says
-        what is left), ``trickle``, ``html``, ``stale``, ``hang``; else a code of S3's, such as
-        ``SlowDown``, ``AccessDenied``.
+        what is left), ``trickle``, ``html``, ``stale``, ``hang``, ``redirect`` (to itself, without
+        end), ``no_etag``, ``unconditional`` (conditions are not heeded); else a code of S3's, such
+        as ``SlowDown``, ``AccessDenied``.
     methods : str
         Separated by spaces; any by default.
     key : str
         A pattern that is searched in ``bucket/key``; for a listing, in ``bucket/prefix``.
+    conditional : bool
+        Only requests that state a condition.
     share : float
         Of the matching requests.
     n : int, optional
@@ -59,6 +64,7 @@ class Rule:
     fault: str
     methods: str = ""
     key: str = ""
+    conditional: bool = False
     share: float = 1.0
     n: int | None = None
     above: int | None = None
@@ -73,6 +79,8 @@ class Rule:
         if not re.search(self.key, request.target) or (self.n is not None and self.n <= 0):
             return False
         if self.fault == "stale" and not request.is_listing:
+            return False
+        if self.conditional and not _CONDITIONS & {name.lower() for name in request.headers}:
             return False
         if self.above is not None and not self._is_above():
             return False
@@ -390,6 +398,11 @@ class _Handler(BaseHTTPRequestHandler):
             elif rule.fault == "html":
                 page = b"<html><body><p>It works!<br></body></html>"
                 reply = _Reply(200, [("Content-Type", "text/html")], page)
+            elif rule.fault == "redirect":
+                reply = _Reply(307, [("Location", f"{self.faulty.endpoint}{self.path}")], b"")
+            elif rule.fault == "unconditional":
+                headers = {n: v for n, v in request.headers.items() if n.lower() not in _CONDITIONS}
+                request = replace(request, headers=headers)
             elif rule.fault[0].isupper():
                 reply = _refusal(rule.fault, request)
         if reply is None:
@@ -411,6 +424,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in reply.headers:
             if name.lower() == "content-length" and request.method == "HEAD":
                 length = value
+            elif name.lower() == "etag" and "no_etag" in faults:
+                continue
             elif name.lower() not in _HOP_BY_HOP | {"content-length"}:
                 self.send_header(name, value)
         self.send_header("Content-Length", length)

@@ -48,6 +48,8 @@ def failing(n: int, error: Exception) -> Callable[[], int]:
         (refusal("ExpiredToken"), False),
         (refusal("NoSuchKey", 404), False),
         (refusal("PreconditionFailed", 412), False),
+        (refusal("NotImplemented", 501), False),
+        (refusal("", 507), False),
         (botocore.exceptions.NoCredentialsError(), False),
         (botocore.exceptions.ParamValidationError(report="bucket"), False),
         (ValueError(), False),
@@ -171,6 +173,16 @@ def test_a_key_may_look_like_a_uri_with_credentials(uri: str) -> None:
     assert not holds_credentials(uri)
     assert parse_uri(uri).path == uri.split("/", 3)[3]
     assert "u:p" not in masked(uri)
+
+
+def test_a_refusal_without_a_name_goes_by_its_status() -> None:
+    assert explanation(refusal("", 404)) == "404; check the name and the endpoint"
+
+
+def test_what_the_network_library_says_is_not_repeated() -> None:
+    cause = ValueError("Invalid header value b'TOKEN\\n'")
+    said = explanation(botocore.exceptions.HTTPClientError(error=cause))
+    assert said == "HTTPClientError: ValueError; check the endpoint and the network"
 
 
 def test_a_long_word_is_searched_in_one_pass() -> None:

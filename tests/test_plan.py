@@ -199,7 +199,7 @@ def test_whole_ids_are_planned_the_same_way(tmp_path: Path) -> None:
     assert pending(plan) == [2**53 + 1]
 
 
-@pytest.mark.parametrize("reason", sorted(schema.DOUBTFUL_REASONS))
+@pytest.mark.parametrize("reason", sorted({*schema.DOUBTFUL_REASONS, schema.VANISHED_REASON}))
 def test_what_may_be_the_machines_fault_is_tried_once_more(bench: Bench, reason: str) -> None:
     catalog = bench.catalog({"a": "1"})
     bench.reject(("a", "1", reason), attempts=1)
@@ -210,11 +210,12 @@ def test_what_may_be_the_machines_fault_is_tried_once_more(bench: Bench, reason:
 
 def test_only_doubts_about_the_same_audio_are_held_against_a_track(bench: Bench) -> None:
     bench.reject(("same", "1", "timeout"), ("changed", "1", "timeout"), attempts=1)
-    bench.reject(("other fault", "1", "storage_error"), attempts=1)
-    catalog = bench.catalog({"same": "1", "changed": "2", "other fault": "1", "new": "1"})
-    assert bench.plan(catalog).pending["n_doubts"].to_pylist() == [1, 0, 0, 0]
+    bench.reject(("other fault", "1", "storage_error"), ("seen", "1", "not_found"), attempts=1)
+    versions: dict[Any, str | None] = {"same": "1", "changed": "2", "other fault": "1", "new": "1"}
+    catalog = bench.catalog({**versions, "seen": "1"})
+    assert bench.plan(catalog).pending["n_doubts"].to_pylist() == [1, 0, 0, 0, 1]
     unversioned = bench.plan(catalog, detect=False).pending
-    assert unversioned["n_doubts"].to_pylist() == [1, 1, 0, 0]
+    assert unversioned["n_doubts"].to_pylist() == [1, 1, 0, 0, 1]
 
 
 def test_permanent_rejects_are_those_of_this_extraction(bench: Bench) -> None:

@@ -367,6 +367,20 @@ def test_what_is_no_regular_file_is_not_audio(tmp_path: Path) -> None:
     assert reject_reason(storage, "/dev/zero") == "not_audio"
 
 
+@pytest.mark.parametrize("path", ["/proc/self/status", "/proc/kmsg"])
+def test_a_file_that_gives_other_than_its_size_says_is_a_passing_reject(path: str) -> None:
+    # The second one gives nothing at all, rather than wait, once it has been read.
+    if not os.access(path, os.R_OK):
+        pytest.skip(f"{path} cannot be read here")
+    assert reject_reason(Storage(StorageConfig()), path) == "storage_error"
+
+
+def test_no_more_memory_is_asked_for_than_a_file_needs(tmp_path: Path) -> None:
+    (tmp_path / "a.mp3").write_bytes(b"x")
+    found = Storage(StorageConfig()).read_audio(str(tmp_path / "a.mp3"), max_bytes=2**50)
+    assert found.content == b"x"
+
+
 def test_a_link_is_followed_and_a_loop_of_links_is_not_found(tmp_path: Path) -> None:
     storage = Storage(StorageConfig())
     (tmp_path / "a.mp3").write_bytes(b"x")

@@ -138,7 +138,48 @@ def test_credentials_that_expire_on_the_way_are_told_and_nothing_is_lost_or_doub
     truth.check(12)
 
 
+def test_audio_that_is_gone_for_a_moment_is_tried_again_by_the_next_run(
+    config: Path, faulty: FaultyStore, truth: Truth, run_cli: Run
+) -> None:
+    faulty.add("NoSuchKey", methods="GET", key="music/(calm-0|sad-1).mp3")
+    first = run_cli("tag", config, "max_reject_rate=1")
+    assert first.returncode == 0, first.stderr
+    assert "not_found  2" in first.stdout
+    faulty.clear()
+    again = run_cli("tag", config)
+    assert "10 already scored, 0 already rejected, 2 to do" in again.stdout
+    assert again.returncode == 0, again.stderr
+    truth.check(12)
+
+
 # ------------------------------------------------------------------ faults that last
+
+
+@pytest.mark.parametrize("name", ["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"])
+def test_a_credential_with_a_newline_is_named_and_not_shown(
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    # As out of a file that ends with one.
+    monkeypatch.setenv(name, "WORDOFSECRET\n")
+    assert run_command(["tag", str(config)]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert f"{name}, or what the profile or role gives for it, holds white space" in said.err
+    assert_no_secret(said.out, said.err)
+    assert "WORDOFSECRET" not in said.err + said.out
+
+
+def test_a_bucket_that_is_not_there_is_told_with_a_track_that_names_it(
+    s3: Any, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = f"a,s3://{s3.bucket}/music/calm-0.mp3\nb,s3://no-such-bucket/b.mp3\n"
+    (tmp_path / "catalog.csv").write_text("track_id,audio_uri\n" + rows)
+    assert run_command(["tag", str(config), f"catalog.uri={tmp_path / 'catalog.csv'}"]) == 2
+    said = capsys.readouterr().err
+    assert "1 of the catalog's URIs lie there, one of them 's3://no-such-bucket/b.mp3'" in said
 
 
 @pytest.mark.parametrize(
@@ -152,6 +193,20 @@ def test_credentials_that_expire_on_the_way_are_told_and_nothing_is_lost_or_doub
         ([{"fault": "SlowDown"}], ["/music", "SlowDown", "try again later"]),
         ([{"fault": "html"}], ["/music", "not S3's", "check the endpoint"]),
         ([{"fault": "reset"}], ["/music", "check the endpoint and the network"]),
+        ([{"fault": "redirect"}], ["/music", "307 (to 'http://", "sends requests elsewhere"]),
+        ([{"fault": "no_etag", "methods": "PUT"}], ["/out", "not S3's", "check the endpoint"]),
+        (
+            [{"fault": "NotImplemented", "methods": "PUT", "conditional": True}],
+            ["/out", "no conditional writes", "it answers NotImplemented"],
+        ),
+        (
+            [{"fault": "PreconditionFailed", "methods": "PUT", "conditional": True}],
+            ["/out", "no conditional writes", "it refuses what it should take"],
+        ),
+        (
+            [{"fault": "unconditional", "methods": "PUT"}],
+            ["/out", "no conditional writes", "it takes no heed of them"],
+        ),
         ([{"fault": "AccessDenied", "methods": "PUT", "key": "/out"}], ["/out/", "AccessDenied"]),
         ([{"fault": "AccessDenied", "key": "/out"}], ["/out/", "credentials", "allow this here"]),
         ([{"fault": "AccessDenied", "methods": "DELETE"}], ["/out/", "allow this here"]),
