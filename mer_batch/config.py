@@ -90,7 +90,14 @@ def _no_number(value: Any) -> Any:
 DatasetName = Annotated[str, AfterValidator(_folder_name)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Uri = Annotated[NonEmpty, AfterValidator(_no_credentials)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Upper bounds are far above whatever may make sense, and below what breaks sockets, limits of
+# processes and random generators.
+#
+# A week: the system call that waits for a socket takes 32 bits of milliseconds, some three weeks.
+_MAX_SECONDS = 7 * 24 * 3600.0
+_MAX_COUNT = 1_000_000
+Seconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(gt=0, le=2**40)]
 
 
 class CatalogConfig(_Section):
@@ -142,7 +149,7 @@ class OutputConfig(_Section):
 
     uri: Uri
     prefix: Annotated[str, AfterValidator(_column_name_part)] = ""
-    lease_seconds: float = Field(60.0, ge=2, allow_inf_nan=False)
+    lease_seconds: Annotated[Seconds, Field(ge=2)] = 60.0
 
 
 class ModelConfig(_Section):
@@ -154,11 +161,11 @@ class ModelConfig(_Section):
 class AudioConfig(_Section):
     """What one track may cost before it becomes a reject."""
 
-    max_bytes: int = Field(AudioLimits.max_bytes, gt=0)
+    max_bytes: Bytes = AudioLimits.max_bytes
     min_seconds: Seconds = AudioLimits.min_seconds
     max_seconds: Seconds = AudioLimits.max_seconds
     timeout_seconds: Seconds = ChildLimits.timeout_seconds
-    memory_bytes: int = Field(ChildLimits.memory_bytes, gt=0)
+    memory_bytes: Bytes = ChildLimits.memory_bytes
 
     @model_validator(mode="after")
     def _some_track_fits(self) -> AudioConfig:
@@ -192,7 +199,7 @@ class RayConfig(_Section):
     """Where Ray runs: ``address`` of a cluster, else ``RAY_ADDRESS``, else this machine."""
 
     address: str | None = None
-    num_cpus: int | None = Field(None, gt=0)
+    num_cpus: int | None = Field(None, gt=0, le=8_192)  # no Linux has more
     verbose: bool = False
 
 
@@ -318,14 +325,14 @@ class AugmentConfig(_Section):
         Parameter of the beta distribution that two clips are mixed by.
     """
 
-    crop_seconds: float = Field(0.0, ge=0)
-    n_time_masks: int = Field(0, ge=0)
-    max_time_mask_seconds: float = Field(1.0, gt=0)
-    n_band_masks: int = Field(0, ge=0)
-    max_band_mask: int = Field(8, ge=1)
-    gain_db: float = Field(0.0, ge=0)
+    crop_seconds: float = Field(0.0, ge=0, le=_MAX_SECONDS)
+    n_time_masks: int = Field(0, ge=0, le=1_000)
+    max_time_mask_seconds: Seconds = 1.0
+    n_band_masks: int = Field(0, ge=0, le=1_000)
+    max_band_mask: int = Field(8, ge=1, le=1_000)
+    gain_db: float = Field(0.0, ge=0, le=100)
     stretch: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0)
+    mixup: float = Field(0.0, ge=0, le=1_000)
 
 
 class TrainingConfig(_Section):
@@ -353,17 +360,17 @@ class TrainingConfig(_Section):
     """
 
     optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, le=1_000)
+    weight_decay: float = Field(0.0, ge=0, le=1_000)
+    epochs: int = Field(100, ge=1, le=_MAX_COUNT)
+    batch_size: int = Field(32, ge=1, le=_MAX_COUNT)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: int = Field(0, ge=0)
-    patience: int | None = Field(None, ge=1)
+    warmup_epochs: int = Field(0, ge=0, le=_MAX_COUNT)
+    patience: int | None = Field(None, ge=1, le=_MAX_COUNT)
     restore_best: bool = True
     standardise: bool = True
     precision: Literal["float32", "mixed"] = "float32"
-    n_members: int = Field(1, ge=1)
+    n_members: int = Field(1, ge=1, le=1_000)  # more would share seeds with the next seed's
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -413,12 +420,12 @@ class SplitConfig(_Section):
     """
 
     kind: Literal["grouped", "random", "official"] = "grouped"
-    n_folds: int = Field(5, ge=2)
-    n_repeats: int = Field(3, ge=1)
+    n_folds: int = Field(5, ge=2, le=_MAX_COUNT)
+    n_repeats: int = Field(3, ge=1, le=_MAX_COUNT)
     spanning: Literal["refuse", "drop"] = "refuse"
     validation_share: float = Field(0.2, gt=0, lt=1)
     test_share: float = Field(0.2, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)  # scikit-learn takes 32 bits, and repeats add to it
 
 
 class WorkersConfig(_Section):
@@ -437,9 +444,9 @@ class WorkersConfig(_Section):
         ``training/`` under a local `output.uri` by default.
     """
 
-    n_workers: int = Field(1, ge=0)
+    n_workers: int = Field(1, ge=0, le=8_192)
     use_gpu: bool = False
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=_MAX_COUNT)
     folder: Uri | None = None
 
 

@@ -511,8 +511,9 @@ def _read_audio_file(
                 _check_below(_path_of(file.fileno(), path), folders)
             _check_size(found.st_size, max_bytes)
             admit(found.st_size)
-            content = file.read(max_bytes + 1)
-        _check_size(len(content), max_bytes)
+            # What was admitted, and no more: a file that grows has another version from then on.
+            # Nor is so much memory asked for as `max_bytes` would allow.
+            content = file.read(found.st_size)
         return AudioObject(content, _version_of(found))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AudioError("not_found", "no such file") from error

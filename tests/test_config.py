@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mer_batch import schema
 from mer_batch.config import (
     ExtractConfig,
     FeaturesConfig,
+    LabelsConfig,
+    LearnConfig,
     TagConfig,
+    TrainingConfig,
     load_config,
     parse_config,
     take_reasons,
@@ -114,11 +118,17 @@ def test_a_misspelt_key_is_answered_with_the_closest(
         "output.prefix=a-b",
         "output.lease_seconds=1",
         "output.lease_seconds=.inf",
+        "output.lease_seconds=.nan",
+        "output.lease_seconds=1.0e+300",
         "audio.min_seconds=0",
         "audio.min_seconds=.nan",
         "audio.max_seconds=.inf",
         "audio.timeout_seconds=-1",
+        "audio.timeout_seconds=1.0e+300",
         "audio.max_bytes=1.5",
+        f"audio.max_bytes={10**30}",
+        f"audio.memory_bytes={10**30}",
+        f"ray.num_cpus={10**30}",
         "storage.endpoint_url=localhost:9000",
         "storage.endpoint_url=http://key:xyzzy@host",
         "storage.endpoint_url=ftp://host",
@@ -131,6 +141,28 @@ def test_a_misspelt_key_is_answered_with_the_closest(
 )
 def test_a_value_out_of_range_is_refused_by_its_name(config_file: Path, override: str) -> None:
     assert f"\n  - {override.partition('=')[0]}=" in refusal(config_file, override)
+
+
+@pytest.mark.parametrize("kind", [TagConfig, ExtractConfig, LearnConfig, LabelsConfig])
+def test_every_number_has_an_upper_bound(kind: type[BaseModel]) -> None:
+    described = kind.model_json_schema()
+    for section in (described, *described["$defs"].values()):
+        for name, key in section["properties"].items():
+            for form in key.get("anyOf", [key]):
+                if form.get("type") in ("integer", "number"):
+                    assert {"maximum", "exclusiveMaximum"} & form.keys(), name
+
+
+def test_a_number_out_of_bounds_is_refused_with_its_bound(config_file: Path) -> None:
+    message = refusal(config_file, "audio.timeout_seconds=1.0e+300", f"audio.max_bytes={2**50}")
+    assert "audio.timeout_seconds=1e+300: input should be less than or equal to 604800" in message
+    assert f"audio.max_bytes={2**50}: input should be less than or equal to {2**40}" in message
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_a_number_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        TrainingConfig(**{name: math.nan})
 
 
 def test_a_secret_in_the_wrong_place_is_not_repeated(config_file: Path) -> None:
@@ -230,7 +262,7 @@ def test_any_file_is_taken_or_refused_as_a_config_error(config_file: Path, text:
 @given(
     uri=st.text(min_size=1).filter(lambda text: text == text.strip() != ""),
     rate=st.floats(0, 1),
-    cpus=st.integers(1, 10**6),
+    cpus=st.integers(1, 8_192),
 )
 def test_an_override_carries_any_value_of_its_type(
     config_file: Path, uri: str, rate: float, cpus: int

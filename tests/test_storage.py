@@ -334,7 +334,22 @@ def test_audio_that_is_not_there_or_too_large_is_a_reject(place: Place) -> None:
     storage.write(folder.child("a.mp3"), b"x" * 101)
     assert reject_reason(storage, folder.child("b.mp3").uri) == "not_found"
     assert reject_reason(storage, folder.child("a.mp3").uri) == "too_large"
-    assert storage.read_audio(folder.child("a.mp3").uri, max_bytes=101).content == b"x" * 101
+    for max_bytes in (101, 2**40):  # the largest that a configuration may name
+        audio = storage.read_audio(folder.child("a.mp3").uri, max_bytes=max_bytes)
+        assert audio.content == b"x" * 101
+
+
+def test_of_a_file_that_grows_what_was_admitted_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"x" * 10)
+    storage = Storage(StorageConfig())
+    (before,) = storage.audio_versions([str(path)])
+
+    def grow(n_bytes: int) -> None:
+        path.write_bytes(b"x" * (n_bytes + 10))
+
+    audio = storage.read_audio(str(path), max_bytes=100, admit=grow)
+    assert (audio.content, audio.version) == (b"x" * 10, before)
 
 
 @pytest.mark.parametrize(
