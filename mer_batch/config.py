@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,16 +23,15 @@ from pydantic_core import ErrorDetails
 
 from mer_batch import schema
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.errors import ConfigError, holds_credentials, masked
+from mer_batch.errors import ConfigError, holds_credentials
 from mer_batch.feature_sets import FeatureSet, feature_set
 from mer_batch.limits import ChildLimits
+from mer_batch.plain_yaml import MAX_DEPTH, read_yaml
 from mer_batch.registry import unknown_name
+from mer_batch.shown import shown, shown_text
 
 # What training and evaluation write below output.uri themselves.
 _OWN_FOLDERS = frozenset({"checkpoint", "evaluation", "runs", "training"})
-
-# PyYAML lets some of Python's own errors out, for values such as 2026-13-45.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, KeyError)
 
 
 class _Section(BaseModel):
@@ -546,12 +544,12 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         Listing every fault, with the closest valid key for a misspelt one.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config={str(path)!r} cannot be read: {error}") from error
-    except _YAML_ERRORS as error:
+    except ValueError as error:
         raise ConfigError(
-            f"config={str(path)!r} is not valid YAML: {masked(str(error))}"
+            f"config={str(path)!r} is not valid YAML: {shown_text(str(error))}"
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r} must hold `key: value` lines")
@@ -585,17 +583,17 @@ def _apply_override(content: dict[str, Any], override: str) -> str | None:
     """Set one key; returns what is wrong with the override."""
     key, separator, text = override.partition("=")
     names = key.split(".")
-    if not separator or not all(names):
-        return f"override={masked(override)!r} must look like section.key=value"
+    if not separator or not all(names) or len(names) > MAX_DEPTH:
+        return f"override={shown(override)} must look like section.key=value"
     try:
-        value = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        return f"override={masked(override)!r}: the value is not valid YAML: {masked(str(error))}"
+        value = read_yaml(text)
+    except ValueError as error:
+        return f"override={shown(override)}: the value is not valid YAML: {shown_text(str(error))}"
     for name in names[:-1]:
         if content.get(name) is None:
             content[name] = {}
         if not isinstance(content[name], dict):
-            return f"override={masked(override)!r}: {name!r} is not a section"
+            return f"override={shown(override)}: {shown(name)} is not a section"
         content = content[name]
     content[names[-1]] = value
     return None
@@ -603,7 +601,7 @@ def _apply_override(content: dict[str, Any], override: str) -> str | None:
 
 def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
     """One validation fault in our own form: value, rule, remedy."""
-    location = ".".join(map(str, fault["loc"]))
+    location = shown_text(".".join(map(str, fault["loc"])))
     if fault["type"] == "extra_forbidden":
         names = _keys_at(kind, fault["loc"][:-1])
         return unknown_name(
@@ -613,7 +611,7 @@ def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
         return f"{location} is missing; add it to the file or as {location}=..."
     rule = fault["msg"].removeprefix("Value error, ")
     # A password in a URL is refused, but not repeated.
-    return f"{location}={masked(repr(fault['input']))}: {rule[0].lower()}{rule[1:]}"
+    return f"{location}={shown(fault['input'])}: {rule[0].lower()}{rule[1:]}"
 
 
 def _keys_at(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -27,6 +27,7 @@ from mer_batch.config import (
 )
 from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import feature_set
+from tests.test_plain_yaml import BOMB
 
 SMALLEST = "catalog: {uri: music}\noutput: {uri: out}\n"
 
@@ -219,11 +220,29 @@ def test_a_key_below_a_value_is_refused(config_file: Path) -> None:
         "\x07",
         "1: 2\ncatalog: {3: 4}",
         "? [a, b]\n: 1",
+        "catalog: " + "[" * 3_000 + "]" * 3_000,
+        SMALLEST + "output: {uri: elsewhere}\n",
+        BOMB,
     ],
 )
 def test_what_is_no_config_is_refused_in_words(config_file: Path, text: str) -> None:
     config_file.write_text(text)
     assert str(config_file) in refusal(config_file)
+
+
+def test_a_section_that_stands_twice_is_refused_with_both_lines(config_file: Path) -> None:
+    config_file.write_text(SMALLEST + "output: {uri: elsewhere}\n")
+    assert "key='output' must stand once, not in lines 2 and 3" in refusal(config_file)
+
+
+@pytest.mark.parametrize("value", ["[" * 5_000 + "]" * 5_000, "x" * 10_000 + "["])
+def test_a_value_without_end_is_refused_in_short(config_file: Path, value: str) -> None:
+    assert len(refusal(config_file, f"ray.num_cpus={value}")) < 1_000
+
+
+def test_a_key_below_very_many_others_is_refused(config_file: Path) -> None:
+    message = refusal(config_file, "recipes.a.parameters." + "x." * 5_000 + "x=1")
+    assert "must look like section.key=value" in message
 
 
 def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
