@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ from mer_batch.shown import shown, shown_text
 
 # What training and evaluation write below output.uri themselves.
 _OWN_FOLDERS = frozenset({"checkpoint", "evaluation", "runs", "training"})
+
+
+_RAY_TOKEN = "a cluster's token comes from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 
 
 class _Section(BaseModel):
@@ -76,6 +80,12 @@ def _no_credentials(uri: str) -> str:
             "must not hold credentials; they come from the environment, a profile or a role"
         )
     return uri
+
+
+def _ray_address(address: str | None) -> str | None:
+    if address and ("@" in address or holds_credentials(address)):
+        raise ValueError(f"must not hold credentials; {_RAY_TOKEN}")
+    return address
 
 
 def _no_number(value: Any) -> Any:
@@ -196,9 +206,24 @@ class StorageConfig(_Section):
 class RayConfig(_Section):
     """Where Ray runs: ``address`` of a cluster, else ``RAY_ADDRESS``, else this machine."""
 
-    address: str | None = None
+    address: Annotated[str | None, AfterValidator(_ray_address)] = None
     num_cpus: int | None = Field(None, gt=0, le=8_192)  # no Linux has more
     verbose: bool = False
+
+    def cluster_address(self) -> str:
+        """The cluster to join: `address`, else ``RAY_ADDRESS``, else ``local``.
+
+        Raises
+        ------
+        ConfigError
+            Where the variable holds credentials.
+        """
+        named = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            _ray_address(named)
+        except ValueError as error:
+            raise ConfigError(f"RAY_ADDRESS={shown(named)} {error}") from error
+        return named
 
 
 class TagConfig(_Section):
@@ -566,12 +591,17 @@ def _validated(
     kind: type[Config], content: dict[str, Any], *, origin: str, faults: list[str]
 ) -> Config:
     """Validate; `faults` are those found before."""
-    cause = None
+    cause: Exception | None = None
     try:
         config = kind.model_validate(content)
+        # Known now, a variable that must not be repeated is in no log.
+        if isinstance(ray := getattr(config, "ray", None), RayConfig):
+            ray.cluster_address()
     except ValidationError as error:
         faults = faults + [_fault(kind, fault) for fault in error.errors()]
         cause = error
+    except ConfigError as error:
+        faults = [*faults, str(error)]
     if faults:
         lines = "".join(f"\n  - {fault}" for fault in faults)
         plural = "fault" if len(faults) == 1 else "faults"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 from mer_batch.errors import masked
 
 _MAX_SHOWN = 300
+
+# An address of Ray's needs no scheme. The key of an override is no part of it.
+_USER = re.compile(r"\A([\w.]*=)?(?:(?!://).)*@", re.DOTALL)
 
 
 def shown(value: object) -> str:
@@ -15,13 +19,8 @@ def shown(value: object) -> str:
 
 
 def shown_text(text: str) -> str:
-    """A text without its quotes; credentials are taken out before it is cut."""
-    hidden = masked(text)
-    # An address of Ray's needs no scheme.
-    before, at, after = hidden.rpartition("@")
-    if at and ":" in before and "://" not in hidden:
-        hidden = f"***@{after}"
-    return _cut(hidden)
+    """A text without quotes, cut once the credentials in its URIs are taken out."""
+    return _cut(masked(text))
 
 
 def _cut(text: str) -> str:
@@ -35,10 +34,10 @@ class _Shortened(reprlib.Repr):
         self.maxother = _MAX_SHOWN
 
     def repr_str(self, x: str, level: int) -> str:
-        return repr(shown_text(x))
+        return repr(_cut(_USER.sub(r"\1***@", masked(x))))
 
     def repr_bytes(self, x: bytes, level: int) -> str:
-        return repr(shown_text(x.decode(errors="replace")))  # as it would be taken for a text
+        return self.repr_str(x.decode(errors="replace"), level)  # what it would be taken for
 
 
 _SHORTENED = _Shortened()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mer_batch.config import (
     FeaturesConfig,
     LabelsConfig,
     LearnConfig,
+    RayConfig,
     TagConfig,
     TrainingConfig,
     load_config,
@@ -29,6 +31,14 @@ from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import feature_set
 from tests.test_plain_yaml import BOMB
 
+ADDRESSES_WITH_SECRETS = [
+    "ray://user:xyzzy@host:1",
+    "ray://xyzzy@host:1",
+    "ray://host:1?token=xyzzy",
+    "http://user:xyzzy@host:8265",
+    "user:xyzzy@host:6379",
+    "xyzzy@host:6379",
+]
 SMALLEST = "catalog: {uri: music}\noutput: {uri: out}\n"
 
 same_folder = settings(
@@ -166,10 +176,46 @@ def test_a_number_that_is_none_is_refused(name: str) -> None:
         TrainingConfig(**{name: math.nan})
 
 
-def test_a_secret_in_the_wrong_place_is_not_repeated(config_file: Path) -> None:
-    message = refusal(config_file, "storage.endpoint_url=http://key:xyzzy@host")
-    assert "come from the environment" in message
+@pytest.mark.parametrize(
+    "override",
+    [
+        "storage.endpoint_url=http://key:xyzzy@host",
+        *(f"ray.address={address}" for address in ADDRESSES_WITH_SECRETS),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(config_file: Path, override: str) -> None:
+    message = refusal(config_file, override)
+    assert f"{override.partition('=')[0]}=" in message
+    assert re.search("must not hold credentials; .* from ", message)
     assert "xyzzy" not in message
+    assert "xyzzy" not in refusal(config_file, override + " : [")
+
+
+@pytest.mark.parametrize("address", ADDRESSES_WITH_SECRETS)
+def test_a_secret_in_ray_address_is_refused_where_it_would_be_used(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    message = refusal(config_file)
+    assert "RAY_ADDRESS='" in message
+    assert "must not hold credentials" in message
+    assert "xyzzy" not in message
+    with pytest.raises(ConfigError, match="RAY_ADDRESS"):
+        RayConfig().cluster_address()
+    config = load_config(TagConfig, config_file, ["ray.address=local"])
+    assert config.ray.cluster_address() == "local"
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "host:6379", "[::1]:6379", "ray://host:1"])
+def test_the_cluster_is_that_of_the_key_or_else_of_the_variable(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    config = load_config(TagConfig, config_file, [f"ray.address='{address}'"])
+    assert config.ray.cluster_address() == address
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert load_config(TagConfig, config_file).ray.cluster_address() == address
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert RayConfig().cluster_address() == "local"
 
 
 def test_limits_that_no_track_can_keep_are_refused(config_file: Path) -> None:

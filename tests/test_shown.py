@@ -37,9 +37,23 @@ def test_what_is_long_is_cut(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", ["s3://key:sekrit@bucket/a", "key:sekrit@host", "http://h/?sig=sekrit"]
+    "secret", ["s3://key:sekrit@bucket/a", "ray://sekrit@host", "http://h/?sig=sekrit"]
 )
 def test_secrets_are_never_shown_wherever_the_text_is_cut(secret: str) -> None:
     for value in (secret, [secret], {secret: secret}, secret.encode(), f"{'x' * 290} {secret}"):
         assert "sek" not in shown(value)
         assert "sek" not in shown_text(str(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("key:sekrit@host:1", "'***@host:1'"),
+        ("ray.address=[sekrit@host:1", "'ray.address=***@host:1'"),
+        ("ray://host:1", "'ray://host:1'"),
+        ("ray://sek:rit@host:1", "'ray://***@host:1'"),
+        ("s3://bucket/a@b", "'s3://bucket/a@b'"),
+    ],
+)
+def test_what_stands_before_the_host_is_hidden(text: str, words: str) -> None:
+    assert shown(text) == words
