@@ -233,7 +233,7 @@ class TagConfig(_Section):
     ----------
     max_reject_rate : float
         Share of the tracks tried since the last published night that may end as rejects, rounded
-        up to a whole track; above it nothing is published. Tracks that were rejects in that night
+        up to a whole track; above it nothing is published. Tracks that were rejects by that night
         already do not count.
     run_date : date, optional
         Name of the published night, today (UTC) by default.
