@@ -46,8 +46,9 @@ class Night:
 class Budget:
     """The error budget, counted over this run and what counts from before it.
 
-    Tracks that were rejects in the last published night already do not count: to try them again,
-    by themselves or on demand, makes no night a sick one.
+    Tracks that were rejects by the last published night already do not count: to try them again,
+    by themselves or on demand, makes no night a sick one. New audio of theirs that is no better
+    does not count either, nor is it looked up whether that night's catalog held them.
 
     Attributes
     ----------

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import re
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,16 +24,18 @@ from pydantic_core import ErrorDetails
 
 from mer_batch import schema
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.errors import ConfigError, holds_credentials, masked
+from mer_batch.errors import ConfigError, holds_credentials
 from mer_batch.feature_sets import FeatureSet, feature_set
 from mer_batch.limits import ChildLimits
+from mer_batch.plain_yaml import MAX_DEPTH, read_yaml
 from mer_batch.registry import unknown_name
+from mer_batch.shown import shown, shown_text
 
 # What training and evaluation write below output.uri themselves.
 _OWN_FOLDERS = frozenset({"checkpoint", "evaluation", "runs", "training"})
 
-# PyYAML lets some of Python's own errors out, for values such as 2026-13-45.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, KeyError)
+
+_RAY_TOKEN = "a cluster's token comes from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 
 
 class _Section(BaseModel):
@@ -80,6 +82,12 @@ def _no_credentials(uri: str) -> str:
     return uri
 
 
+def _ray_address(address: str | None) -> str | None:
+    if address and ("@" in address or holds_credentials(address)):
+        raise ValueError(f"must not hold credentials; {_RAY_TOKEN}")
+    return address
+
+
 def _no_number(value: Any) -> Any:
     # Pydantic would take 0 for the first of January 1970.
     if isinstance(value, int | float):
@@ -90,7 +98,14 @@ def _no_number(value: Any) -> Any:
 DatasetName = Annotated[str, AfterValidator(_folder_name)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Uri = Annotated[NonEmpty, AfterValidator(_no_credentials)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Upper bounds are far above whatever may make sense, and below what breaks sockets, limits of
+# processes and random generators.
+#
+# A week: the system call that waits for a socket takes 32 bits of milliseconds, some three weeks.
+_MAX_SECONDS = 7 * 24 * 3600.0
+_MAX_COUNT = 1_000_000
+Seconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(gt=0, le=2**40)]
 
 
 class CatalogConfig(_Section):
@@ -142,7 +157,7 @@ class OutputConfig(_Section):
 
     uri: Uri
     prefix: Annotated[str, AfterValidator(_column_name_part)] = ""
-    lease_seconds: float = Field(60.0, ge=2, allow_inf_nan=False)
+    lease_seconds: Annotated[Seconds, Field(ge=2)] = 60.0
 
 
 class ModelConfig(_Section):
@@ -154,11 +169,11 @@ class ModelConfig(_Section):
 class AudioConfig(_Section):
     """What one track may cost before it becomes a reject."""
 
-    max_bytes: int = Field(AudioLimits.max_bytes, gt=0)
+    max_bytes: Bytes = AudioLimits.max_bytes
     min_seconds: Seconds = AudioLimits.min_seconds
     max_seconds: Seconds = AudioLimits.max_seconds
     timeout_seconds: Seconds = ChildLimits.timeout_seconds
-    memory_bytes: int = Field(ChildLimits.memory_bytes, gt=0)
+    memory_bytes: Bytes = ChildLimits.memory_bytes
 
     @model_validator(mode="after")
     def _some_track_fits(self) -> AudioConfig:
@@ -191,9 +206,24 @@ class StorageConfig(_Section):
 class RayConfig(_Section):
     """Where Ray runs: ``address`` of a cluster, else ``RAY_ADDRESS``, else this machine."""
 
-    address: str | None = None
-    num_cpus: int | None = Field(None, gt=0)
+    address: Annotated[str | None, AfterValidator(_ray_address)] = None
+    num_cpus: int | None = Field(None, gt=0, le=8_192)  # no Linux has more
     verbose: bool = False
+
+    def cluster_address(self) -> str:
+        """The cluster to join: `address`, else ``RAY_ADDRESS``, else ``local``.
+
+        Raises
+        ------
+        ConfigError
+            Where the variable holds credentials.
+        """
+        named = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            _ray_address(named)
+        except ValueError as error:
+            raise ConfigError(f"RAY_ADDRESS={shown(named)} {error}") from error
+        return named
 
 
 class TagConfig(_Section):
@@ -203,7 +233,7 @@ class TagConfig(_Section):
     ----------
     max_reject_rate : float
         Share of the tracks tried since the last published night that may end as rejects, rounded
-        up to a whole track; above it nothing is published. Tracks that were rejects in that night
+        up to a whole track; above it nothing is published. Tracks that were rejects by that night
         already do not count.
     run_date : date, optional
         Name of the published night, today (UTC) by default.
@@ -318,14 +348,14 @@ class AugmentConfig(_Section):
         Parameter of the beta distribution that two clips are mixed by.
     """
 
-    crop_seconds: float = Field(0.0, ge=0)
-    n_time_masks: int = Field(0, ge=0)
-    max_time_mask_seconds: float = Field(1.0, gt=0)
-    n_band_masks: int = Field(0, ge=0)
-    max_band_mask: int = Field(8, ge=1)
-    gain_db: float = Field(0.0, ge=0)
+    crop_seconds: float = Field(0.0, ge=0, le=_MAX_SECONDS)
+    n_time_masks: int = Field(0, ge=0, le=1_000)
+    max_time_mask_seconds: Seconds = 1.0
+    n_band_masks: int = Field(0, ge=0, le=1_000)
+    max_band_mask: int = Field(8, ge=1, le=1_000)
+    gain_db: float = Field(0.0, ge=0, le=100)
     stretch: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0)
+    mixup: float = Field(0.0, ge=0, le=1_000)
 
 
 class TrainingConfig(_Section):
@@ -353,17 +383,17 @@ class TrainingConfig(_Section):
     """
 
     optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, le=1_000)
+    weight_decay: float = Field(0.0, ge=0, le=1_000)
+    epochs: int = Field(100, ge=1, le=_MAX_COUNT)
+    batch_size: int = Field(32, ge=1, le=_MAX_COUNT)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: int = Field(0, ge=0)
-    patience: int | None = Field(None, ge=1)
+    warmup_epochs: int = Field(0, ge=0, le=_MAX_COUNT)
+    patience: int | None = Field(None, ge=1, le=_MAX_COUNT)
     restore_best: bool = True
     standardise: bool = True
     precision: Literal["float32", "mixed"] = "float32"
-    n_members: int = Field(1, ge=1)
+    n_members: int = Field(1, ge=1, le=1_000)  # more would share seeds with the next seed's
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -413,12 +443,12 @@ class SplitConfig(_Section):
     """
 
     kind: Literal["grouped", "random", "official"] = "grouped"
-    n_folds: int = Field(5, ge=2)
-    n_repeats: int = Field(3, ge=1)
+    n_folds: int = Field(5, ge=2, le=_MAX_COUNT)
+    n_repeats: int = Field(3, ge=1, le=_MAX_COUNT)
     spanning: Literal["refuse", "drop"] = "refuse"
     validation_share: float = Field(0.2, gt=0, lt=1)
     test_share: float = Field(0.2, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)  # scikit-learn takes 32 bits, and repeats add to it
 
 
 class WorkersConfig(_Section):
@@ -437,9 +467,9 @@ class WorkersConfig(_Section):
         ``training/`` under a local `output.uri` by default.
     """
 
-    n_workers: int = Field(1, ge=0)
+    n_workers: int = Field(1, ge=0, le=8_192)
     use_gpu: bool = False
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=_MAX_COUNT)
     folder: Uri | None = None
 
 
@@ -539,12 +569,12 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         Listing every fault, with the closest valid key for a misspelt one.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config={str(path)!r} cannot be read: {error}") from error
-    except _YAML_ERRORS as error:
+    except ValueError as error:
         raise ConfigError(
-            f"config={str(path)!r} is not valid YAML: {masked(str(error))}"
+            f"config={str(path)!r} is not valid YAML: {shown_text(str(error))}"
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r} must hold `key: value` lines")
@@ -561,12 +591,17 @@ def _validated(
     kind: type[Config], content: dict[str, Any], *, origin: str, faults: list[str]
 ) -> Config:
     """Validate; `faults` are those found before."""
-    cause = None
+    cause: Exception | None = None
     try:
         config = kind.model_validate(content)
+        # Known now, a variable that must not be repeated is in no log.
+        if isinstance(ray := getattr(config, "ray", None), RayConfig):
+            ray.cluster_address()
     except ValidationError as error:
         faults = faults + [_fault(kind, fault) for fault in error.errors()]
         cause = error
+    except ConfigError as error:
+        faults = [*faults, str(error)]
     if faults:
         lines = "".join(f"\n  - {fault}" for fault in faults)
         plural = "fault" if len(faults) == 1 else "faults"
@@ -578,17 +613,17 @@ def _apply_override(content: dict[str, Any], override: str) -> str | None:
     """Set one key; returns what is wrong with the override."""
     key, separator, text = override.partition("=")
     names = key.split(".")
-    if not separator or not all(names):
-        return f"override={masked(override)!r} must look like section.key=value"
+    if not separator or not all(names) or len(names) > MAX_DEPTH:
+        return f"override={shown(override)} must look like section.key=value"
     try:
-        value = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        return f"override={masked(override)!r}: the value is not valid YAML: {masked(str(error))}"
+        value = read_yaml(text)
+    except ValueError as error:
+        return f"override={shown(override)}: the value is not valid YAML: {shown_text(str(error))}"
     for name in names[:-1]:
         if content.get(name) is None:
             content[name] = {}
         if not isinstance(content[name], dict):
-            return f"override={masked(override)!r}: {name!r} is not a section"
+            return f"override={shown(override)}: {shown(name)} is not a section"
         content = content[name]
     content[names[-1]] = value
     return None
@@ -596,7 +631,7 @@ def _apply_override(content: dict[str, Any], override: str) -> str | None:
 
 def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
     """One validation fault in our own form: value, rule, remedy."""
-    location = ".".join(map(str, fault["loc"]))
+    location = shown_text(".".join(map(str, fault["loc"])))
     if fault["type"] == "extra_forbidden":
         names = _keys_at(kind, fault["loc"][:-1])
         return unknown_name(
@@ -606,7 +641,7 @@ def _fault(kind: type[BaseModel], fault: ErrorDetails) -> str:
         return f"{location} is missing; add it to the file or as {location}=..."
     rule = fault["msg"].removeprefix("Value error, ")
     # A password in a URL is refused, but not repeated.
-    return f"{location}={masked(repr(fault['input']))}: {rule[0].lower()}{rule[1:]}"
+    return f"{location}={shown(fault['input'])}: {rule[0].lower()}{rule[1:]}"
 
 
 def _keys_at(kind: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -105,6 +105,9 @@ class AudioError(MerBatchError):
         self.message = message
 
 
+# What stands before the path is a host and a port; elsewhere a colon may divide key and secret.
+_HOSTED = frozenset({"http", "https", "ray"})
+
 # No scheme is longer: without a bound, a long word would be searched from each of its letters on.
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://([^\s'\"]*)")
 
@@ -128,17 +131,17 @@ def _without_credentials(uri: re.Match[str]) -> str:
     # A key's secret may hold slashes: what stands before the last @ may all be secret.
     _, at, after = rest.rpartition("@")
     authority = rest.partition("/")[0]
-    is_web = scheme in ("http", "https")
-    is_named = "@" in authority or (":" in authority and not _is_plain(authority, is_web))
+    is_hosted = scheme in _HOSTED
+    is_named = "@" in authority or (":" in authority and not _is_plain(authority, is_hosted))
     if is_named:
         return f"{uri[1]}://***@{after}" if at else f"{uri[1]}://***"
-    if is_web and "?" in rest:  # as in a presigned URL
+    if is_hosted and "?" in rest:  # as in a presigned URL
         return f"{uri[1]}://{rest.partition('?')[0]}?***"
     return uri[0]
 
 
-def _is_plain(authority: str, is_web: bool) -> bool:
+def _is_plain(authority: str, is_hosted: bool) -> bool:
     """Whether what follows the colon is a port, or the authority a resource's name."""
-    if is_web:
+    if is_hosted:
         return re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", authority) is not None
     return authority.startswith("arn:")

@@ -525,12 +525,12 @@ def _read_audio_file(
                 _check_below(_path_of(file.fileno(), path), folders)
             _check_size(found.st_size, max_bytes)
             admit(found.st_size)
-            content = file.read(found.st_size + 1)
-        # Not all of it, or None, is what a file gives that would block: /proc has such.
-        if content is None or len(content) != found.st_size:
-            n_bytes = len(content or b"")
+            # What was admitted, and no more: a file that grows has another version from then on.
+            # Nor is so much memory asked for as `max_bytes` would allow.
+            content = file.read(found.st_size)
+        if content is None or len(content) < found.st_size:
             raise AudioError(
-                "storage_error", f"{n_bytes:,} bytes came of {found.st_size:,}: it is being changed"
+                "storage_error", f"{len(content or b''):,} of {found.st_size:,} bytes could be read"
             )
         return AudioObject(content, _version_of(found))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -21,6 +21,7 @@ import pytest
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.child import Child, ChildStartError, _checked, _receive
 from mer_batch.compose import compose, encode_mp3
+from mer_batch.config import AudioConfig
 from mer_batch.errors import AudioError
 from mer_batch.feature_sets import feature_set
 from mer_batch.limits import ChildLimits
@@ -46,6 +47,16 @@ def endless_mp3(long_mp3: bytes) -> bytes:
 @pytest.fixture
 def child(checkpoint: ScoreTask) -> Iterator[Child]:
     child = Child(checkpoint, ChildLimits(timeout_seconds=60))
+    yield child
+    child.close()
+
+
+@pytest.fixture
+def boundless(checkpoint: ScoreTask) -> Iterator[Child]:
+    """A child under the largest limits that a configuration may name."""
+    numbers = AudioConfig.model_json_schema()["properties"]
+    config = AudioConfig(**{name: key["maximum"] for name, key in numbers.items()})
+    child = Child(checkpoint, config.limits())
     yield child
     child.close()
 
@@ -89,6 +100,10 @@ def test_scores_tracks_and_keeps_its_process(child: Child, short_mp3s: dict[str,
         assert score["n_segments"] == 1
         assert score["duration_seconds"] == pytest.approx(3.0, abs=0.1)
         assert score["valence_std"] is None, "one segment and one member have no spread"
+
+
+def test_the_largest_limits_are_no_obstacle(boundless: Child, long_mp3: bytes) -> None:
+    assert reason_of(boundless, long_mp3) == "too_short"
 
 
 def test_several_segments_have_a_spread(child: Child, long_mp3: bytes) -> None:

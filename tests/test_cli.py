@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,20 @@ def test_what_is_wrong_is_refused_in_words(
     assert words in refused.stderr
     assert refused.stderr.startswith("mer-batch: ")
     assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_secret_in_the_environment_is_refused_before_anything_is_written(
+    run_cli: Run, tmp_path: Path, music: Path
+) -> None:
+    config = tmp_path / "tag.yaml"
+    config.write_text(f"catalog: {{uri: {music}}}\noutput: {{uri: {tmp_path / 'out'}}}\n")
+    refused = run_cli(
+        "tag", config, env={**os.environ, "RAY_ADDRESS": "ray://user:sekritword@host:1"}
+    )
+    assert refused.returncode == 2
+    assert "RAY_ADDRESS='ray://***@host:1' must not hold credentials" in refused.stderr
+    assert "sekritword" not in refused.stderr + refused.stdout
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +12,33 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mer_batch import schema
 from mer_batch.config import (
     ExtractConfig,
     FeaturesConfig,
+    LabelsConfig,
+    LearnConfig,
+    RayConfig,
     TagConfig,
+    TrainingConfig,
     load_config,
     parse_config,
     take_reasons,
 )
 from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import feature_set
+from tests.test_plain_yaml import BOMB
 
+ADDRESSES_WITH_SECRETS = [
+    "ray://user:xyzzy@host:1",
+    "ray://xyzzy@host:1",
+    "ray://host:1?token=xyzzy",
+    "http://user:xyzzy@host:8265",
+    "user:xyzzy@host:6379",
+    "xyzzy@host:6379",
+]
 SMALLEST = "catalog: {uri: music}\noutput: {uri: out}\n"
 
 same_folder = settings(
@@ -114,11 +129,17 @@ def test_a_misspelt_key_is_answered_with_the_closest(
         "output.prefix=a-b",
         "output.lease_seconds=1",
         "output.lease_seconds=.inf",
+        "output.lease_seconds=.nan",
+        "output.lease_seconds=1.0e+300",
         "audio.min_seconds=0",
         "audio.min_seconds=.nan",
         "audio.max_seconds=.inf",
         "audio.timeout_seconds=-1",
+        "audio.timeout_seconds=1.0e+300",
         "audio.max_bytes=1.5",
+        f"audio.max_bytes={10**30}",
+        f"audio.memory_bytes={10**30}",
+        f"ray.num_cpus={10**30}",
         "storage.endpoint_url=localhost:9000",
         "storage.endpoint_url=http://key:xyzzy@host",
         "storage.endpoint_url=ftp://host",
@@ -133,10 +154,68 @@ def test_a_value_out_of_range_is_refused_by_its_name(config_file: Path, override
     assert f"\n  - {override.partition('=')[0]}=" in refusal(config_file, override)
 
 
-def test_a_secret_in_the_wrong_place_is_not_repeated(config_file: Path) -> None:
-    message = refusal(config_file, "storage.endpoint_url=http://key:xyzzy@host")
-    assert "come from the environment" in message
+@pytest.mark.parametrize("kind", [TagConfig, ExtractConfig, LearnConfig, LabelsConfig])
+def test_every_number_has_an_upper_bound(kind: type[BaseModel]) -> None:
+    described = kind.model_json_schema()
+    for section in (described, *described["$defs"].values()):
+        for name, key in section["properties"].items():
+            for form in key.get("anyOf", [key]):
+                if form.get("type") in ("integer", "number"):
+                    assert {"maximum", "exclusiveMaximum"} & form.keys(), name
+
+
+def test_a_number_out_of_bounds_is_refused_with_its_bound(config_file: Path) -> None:
+    message = refusal(config_file, "audio.timeout_seconds=1.0e+300", f"audio.max_bytes={2**50}")
+    assert "audio.timeout_seconds=1e+300: input should be less than or equal to 604800" in message
+    assert f"audio.max_bytes={2**50}: input should be less than or equal to {2**40}" in message
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_a_number_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        TrainingConfig(**{name: math.nan})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "storage.endpoint_url=http://key:xyzzy@host",
+        *(f"ray.address={address}" for address in ADDRESSES_WITH_SECRETS),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(config_file: Path, override: str) -> None:
+    message = refusal(config_file, override)
+    assert f"{override.partition('=')[0]}=" in message
+    assert re.search("must not hold credentials; .* from ", message)
     assert "xyzzy" not in message
+    assert "xyzzy" not in refusal(config_file, override + " : [")
+
+
+@pytest.mark.parametrize("address", ADDRESSES_WITH_SECRETS)
+def test_a_secret_in_ray_address_is_refused_where_it_would_be_used(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    message = refusal(config_file)
+    assert "RAY_ADDRESS='" in message
+    assert "must not hold credentials" in message
+    assert "xyzzy" not in message
+    with pytest.raises(ConfigError, match="RAY_ADDRESS"):
+        RayConfig().cluster_address()
+    config = load_config(TagConfig, config_file, ["ray.address=local"])
+    assert config.ray.cluster_address() == "local"
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "host:6379", "[::1]:6379", "ray://host:1"])
+def test_the_cluster_is_that_of_the_key_or_else_of_the_variable(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    config = load_config(TagConfig, config_file, [f"ray.address='{address}'"])
+    assert config.ray.cluster_address() == address
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert load_config(TagConfig, config_file).ray.cluster_address() == address
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert RayConfig().cluster_address() == "local"
 
 
 def test_limits_that_no_track_can_keep_are_refused(config_file: Path) -> None:
@@ -187,11 +266,29 @@ def test_a_key_below_a_value_is_refused(config_file: Path) -> None:
         "\x07",
         "1: 2\ncatalog: {3: 4}",
         "? [a, b]\n: 1",
+        "catalog: " + "[" * 3_000 + "]" * 3_000,
+        SMALLEST + "output: {uri: elsewhere}\n",
+        BOMB,
     ],
 )
 def test_what_is_no_config_is_refused_in_words(config_file: Path, text: str) -> None:
     config_file.write_text(text)
     assert str(config_file) in refusal(config_file)
+
+
+def test_a_section_that_stands_twice_is_refused_with_both_lines(config_file: Path) -> None:
+    config_file.write_text(SMALLEST + "output: {uri: elsewhere}\n")
+    assert "key='output' must stand once, not in lines 2 and 3" in refusal(config_file)
+
+
+@pytest.mark.parametrize("value", ["[" * 5_000 + "]" * 5_000, "x" * 10_000 + "["])
+def test_a_value_without_end_is_refused_in_short(config_file: Path, value: str) -> None:
+    assert len(refusal(config_file, f"ray.num_cpus={value}")) < 1_000
+
+
+def test_a_key_below_very_many_others_is_refused(config_file: Path) -> None:
+    message = refusal(config_file, "recipes.a.parameters." + "x." * 5_000 + "x=1")
+    assert "must look like section.key=value" in message
 
 
 def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -230,7 +327,7 @@ def test_any_file_is_taken_or_refused_as_a_config_error(config_file: Path, text:
 @given(
     uri=st.text(min_size=1).filter(lambda text: text == text.strip() != ""),
     rate=st.floats(0, 1),
-    cpus=st.integers(1, 10**6),
+    cpus=st.integers(1, 8_192),
 )
 def test_an_override_carries_any_value_of_its_type(
     config_file: Path, uri: str, rate: float, cpus: int

@@ -147,6 +147,7 @@ def test_every_refusal_has_its_remedy(code: str, words: str) -> None:
         ("s3://KEY:SECRET", "s3://***"),
         ("http://user:pa/ss@host:9000/x", "http://***@host:9000/x"),
         ("https://bucket.host/x?X-Amz-Signature=abc&y", "https://bucket.host/x?***"),
+        ("ray://user:pass@host:10001", "ray://***@host:10001"),
         ("catalog: s3://K:S@b/x, 'ftp://u:p@h'", "catalog: s3://***@b/x, 'ftp://***@h'"),
     ],
 )
@@ -158,7 +159,7 @@ def test_credentials_in_a_uri_are_not_shown(uri: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     ["s3://bucket/a@b:c?d", "http://host:9000", "http://[::1]:9000/x", "/music/a@b", "file:///a@b",
-     "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint:name/key"],
+     "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint:name/key", "ray://host:10001"],
 )  # fmt: skip
 def test_a_uri_without_credentials_is_shown_as_it_is(uri: str) -> None:
     assert masked(uri) == uri

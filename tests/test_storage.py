@@ -334,7 +334,22 @@ def test_audio_that_is_not_there_or_too_large_is_a_reject(place: Place) -> None:
     storage.write(folder.child("a.mp3"), b"x" * 101)
     assert reject_reason(storage, folder.child("b.mp3").uri) == "not_found"
     assert reject_reason(storage, folder.child("a.mp3").uri) == "too_large"
-    assert storage.read_audio(folder.child("a.mp3").uri, max_bytes=101).content == b"x" * 101
+    for max_bytes in (101, 2**40):  # the largest that a configuration may name
+        audio = storage.read_audio(folder.child("a.mp3").uri, max_bytes=max_bytes)
+        assert audio.content == b"x" * 101
+
+
+def test_of_a_file_that_grows_what_was_admitted_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"x" * 10)
+    storage = Storage(StorageConfig())
+    (before,) = storage.audio_versions([str(path)])
+
+    def grow(n_bytes: int) -> None:
+        path.write_bytes(b"x" * (n_bytes + 10))
+
+    audio = storage.read_audio(str(path), max_bytes=100, admit=grow)
+    assert (audio.content, audio.version) == (b"x" * 10, before)
 
 
 @pytest.mark.parametrize(
@@ -368,17 +383,22 @@ def test_what_is_no_regular_file_is_not_audio(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/proc/self/status", "/proc/kmsg"])
-def test_a_file_that_gives_other_than_its_size_says_is_a_passing_reject(path: str) -> None:
-    # The second one gives nothing at all, rather than wait, once it has been read.
+def test_a_file_that_has_more_than_its_size_says_is_read_by_its_size(path: str) -> None:
+    # The second one would give nothing at all, rather than wait, once it has been read.
     if not os.access(path, os.R_OK):
         pytest.skip(f"{path} cannot be read here")
-    assert reject_reason(Storage(StorageConfig()), path) == "storage_error"
+    assert Storage(StorageConfig()).read_audio(path, max_bytes=100).content == b""
 
 
-def test_no_more_memory_is_asked_for_than_a_file_needs(tmp_path: Path) -> None:
-    (tmp_path / "a.mp3").write_bytes(b"x")
-    found = Storage(StorageConfig()).read_audio(str(tmp_path / "a.mp3"), max_bytes=2**50)
-    assert found.content == b"x"
+def test_a_file_that_is_cut_while_it_is_read_is_a_passing_reject(tmp_path: Path) -> None:
+    (tmp_path / "a.mp3").write_bytes(b"x" * 50)
+
+    def cut(n_bytes: int) -> None:
+        os.truncate(tmp_path / "a.mp3", 20)
+
+    with pytest.raises(AudioError, match="20 of 50 bytes") as caught:
+        Storage(StorageConfig()).read_audio(str(tmp_path / "a.mp3"), max_bytes=100, admit=cut)
+    assert caught.value.reason == "storage_error"
 
 
 def test_a_link_is_followed_and_a_loop_of_links_is_not_found(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[i
     """
     ours = not ray.is_initialized()
     try:
-        if ours and _address(config) == "local":
+        if ours and config.cluster_address() == "local":
             # Ray's start is waiting for the most part. It has the main thread: its processes die
             # with the thread that started them.
             with ThreadPoolExecutor(1) as second:
@@ -69,7 +69,7 @@ def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[i
             # Before, not while a cluster is joined: it may unpack our modules anew.
             meanwhile()
             if ours:
-                _join(_address(config), config)
+                _join(config.cluster_address(), config)
         yield max(1, cluster_cpus())
     finally:
         if ours:
@@ -100,10 +100,6 @@ def cluster_cpus() -> int:
     """CPUs that the cluster has now: none where all its nodes with CPUs are gone."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return int(resources.get("CPU", 0))
-
-
-def _address(config: RayConfig) -> str:
-    return config.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _start(config: RayConfig) -> None:
