@@ -125,7 +125,7 @@ class Catalog:
             if not whole:
                 return self._source.to_table(columns=names)
             chosen = pa.schema([self.schema.field(name) for name in names])
-            batches = self._source.to_batches(batch_size=_BATCH_ROWS)
+            batches = map(_check_nulls, self._source.to_batches(batch_size=_BATCH_ROWS))
             return pa.Table.from_batches((batch.select(names) for batch in batches), chosen)
         except (pa.ArrowException, OSError) as error:
             self.check_unchanged()
@@ -317,6 +317,17 @@ def _check_publishable(columns: pa.Schema) -> None:
         pq.ParquetWriter(io.BytesIO(), columns).close()
     except pa.ArrowException as error:
         raise CatalogError(f"the catalog cannot be written as Parquet: {error}") from error
+
+
+def _check_nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Refuse nulls where a schema promises that there are none: they cannot be written."""
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise CatalogError(
+                f"column {field.name!r} is declared as never null and holds nulls; "
+                "declare it nullable or fill them in"
+            )
+    return batch
 
 
 def _audio_table(location: Location, chosen: list[Location]) -> pa.Table:

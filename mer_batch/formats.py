@@ -305,7 +305,10 @@ def parquet_dataset(
             unified = pa.unify_schemas([unified, found], promote_options="default")
         except pa.ArrowException as error:
             raise CatalogError(f"{path!r} does not fit the parts before it: {error}") from error
-    return dataset.replace_schema(unified.with_metadata(dataset.schema.metadata))
+    # What a part lacks is null in all its rows.
+    in_all = set.intersection(*columns)
+    fields = [f if f.name in in_all else f.with_nullable(True) for f in unified]
+    return dataset.replace_schema(pa.schema(fields, metadata=dataset.schema.metadata))
 
 
 def _refuse_lacking(

@@ -150,6 +150,31 @@ def test_a_part_whose_column_lost_its_type_takes_the_others(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("is_lacking", [True, False])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_what_is_never_null_in_some_parts_may_be_null_in_all(
+    tmp_path: Path, names: str, is_lacking: bool
+) -> None:
+    table = tracks(2, label=["ECM", None])
+    never_null = pa.field("label", pa.string(), nullable=False)
+    first = table.slice(0, 1).cast(table.schema.set(2, never_null))
+    second = table.slice(1).select(table.schema.names[: 2 if is_lacking else 3])
+    for name, part in zip(names, (first, second), strict=True):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    catalog = open_catalog(tmp_path)
+    assert catalog.schema.field("label").nullable
+    assert sorted(all_rows(catalog).to_pylist(), key=str) == table.to_pylist()
+
+
+def test_a_delta_table_with_nulls_where_it_promises_none_is_refused(tmp_path: Path) -> None:
+    table = tracks(2, label=["ECM", "ECM"])
+    never_null = pa.field("label", pa.string(), nullable=False)
+    write_deltalake(tmp_path / "t", table.cast(table.schema.set(2, never_null)))
+    (part,) = (tmp_path / "t").glob("*.parquet")
+    pq.write_table(tracks(2), part)
+    assert "'label' is declared as never null and holds nulls" in refusal(tmp_path / "t")
+
+
 def test_parts_whose_types_differ_are_refused(tmp_path: Path) -> None:
     pq.write_table(tracks(1, year=["1999"]), tmp_path / "a.parquet")
     pq.write_table(tracks(2, year=[1, 2]).slice(1), tmp_path / "b.parquet")
