@@ -447,17 +447,20 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _text(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """The same as string; Parquet may hold bytes that are no UTF-8."""
+def _text(
+    column: pa.ChunkedArray, where: str, columns: dict[str, pa.ChunkedArray | None]
+) -> pa.ChunkedArray:
+    """The same as string; Parquet may hold bytes that are no UTF-8.
+
+    `columns` are shown of rows that are refused, as in `_refuse`.
+    """
     text = column.cast(pa.string())
     try:
         text.validate(full=True)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowInvalid:
         values = text.cast(pa.binary()).to_pylist()
-        rows = [row for row, value in enumerate(values) if not _is_utf8(value)]
-        raise CatalogError(
-            f"{where}: {len(rows)} values that are no UTF-8, the first at row {_first(rows)}"
-        ) from error
+        is_bad = pa.chunked_array([[not _is_utf8(value) for value in values]])
+        _refuse(is_bad, "values that are no UTF-8", where, columns)
     return text
 
 
@@ -474,7 +477,7 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     where = f"id column {name!r}"
     column = _plain(column)
     if _is_text(column.type):
-        ids = _text(column, where)
+        ids = _text(column, where, {"row": None})
         missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
     elif pa.types.is_integer(column.type):
         if column.type == pa.uint64():
@@ -499,10 +502,11 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def _versions(column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Versions as string; an empty one is none."""
-    version = _cast(column, pa.string(), name)
+    where, tracks = f"version column {name!r}", {"track_id": ids}
+    version = _text(_cast(column, pa.string(), name), where, tracks)
     # A version and an id are joined by NUL into one key: versions must not hold it.
     has_nul = pc.fill_null(pc.match_substring(version, "\0"), False)
-    _refuse(has_nul, "versions with a NUL in them", f"version column {name!r}", {"track_id": ids})
+    _refuse(has_nul, "versions with a NUL in them", where, tracks)
     return pc.if_else(pc.equal(version, ""), pa.scalar(None, pa.string()), version)
 
 
@@ -518,7 +522,7 @@ def _uris(
     column = _plain(column)
     if not _is_text(column.type):
         raise CatalogError(f"{where} has type {column.type}; URIs must be strings")
-    given = _text(column, where)
+    given = _text(column, where, {"track_id": ids})
     missing = pc.or_kleene(pc.is_null(given), pc.equal(given, ""))
     _refuse(missing, "null or empty URIs", where, {"track_id": ids})
     has_scheme = pc.match_substring_regex(given, SCHEME_PATTERN)

@@ -666,11 +666,12 @@ def test_other_unfit_catalogs(tmp_path: Path) -> None:
 def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     buffers = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
     bad = pa.Array.from_buffers(pa.string(), 1, buffers)
-    for name in ("track_id", "audio_uri"):
-        columns = {"track_id": ["a"], "audio_uri": ["/a"], name: bad}
+    at = {"track_id": "row 0", "audio_uri": "track_id 'a'", "version": "track_id 'a'"}
+    for name, first in at.items():
+        columns = {"track_id": ["a"], "audio_uri": ["/a"], "version": ["1"], name: bad}
         pq.write_table(pa.table(columns), tmp_path / "c.parquet")
-        words = f"column {name!r}: 1 values that are no UTF-8, the first at row 0"
-        assert words in refusal(tmp_path / "c.parquet")
+        words = f"column {name!r}: 1 values that are no UTF-8, the first at {first}"
+        assert words in refusal(tmp_path / "c.parquet", version_column="version")
 
 
 def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
