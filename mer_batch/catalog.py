@@ -72,6 +72,7 @@ class Catalog:
         fingerprint: str,
         notes: list[str],
         is_published: bool,
+        held_type: pa.DataType | None,
         is_unchanged: Callable[[], bool],
     ) -> None:
         self._source = source
@@ -82,7 +83,7 @@ class Catalog:
         self._id_column = config.id_column
         roots = Roots.of(config.allowed_roots) if config.allowed_roots else None
         self.folders = roots.folders if roots else None
-        self.keys = _keys(self, config, folder, roots, whole=is_published)
+        self.keys = _keys(self, config, folder, roots, held_type, whole=is_published)
 
     @property
     def id_type(self) -> pa.DataType:
@@ -132,7 +133,13 @@ class Catalog:
             raise CatalogError(unreadable_part(self._source) or str(error)) from error
 
 
-def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[str]) -> Catalog:
+def read_catalog(
+    config: CatalogConfig,
+    storage: Storage,
+    *,
+    taken_names: list[str],
+    held_type: Callable[[], pa.DataType | None] = lambda: None,
+) -> Catalog:
     """Open a catalog and check it.
 
     Parameters
@@ -142,6 +149,10 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     taken_names : list of str
         Columns that ``enriched/`` will add: a catalog must not have them already. Where there are
         any, all its columns are read once: what is damaged would be found after all work is done.
+    held_type : callable
+        Gives the type of the ids that the output holds, None where there are none. Asked where the
+        catalog is CSV, which tells no types: that of its ids must not change with those that come
+        and go.
 
     Raises
     ------
@@ -171,7 +182,8 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
         return kind == "delta" or set(chosen) <= set(_files(storage, location, is_folder))
 
     try:
-        source = _open(kind, config, location, [found for found, _, _ in chosen], storage)
+        held = held_type() if kind == "csv" else None
+        source = _open(kind, config, location, [found for found, _, _ in chosen], storage, held)
         _check_publishable(source.schema)
         notes += _check_names(source.schema, taken_names)
         return Catalog(
@@ -183,6 +195,7 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
             ).hexdigest(),
             notes=notes,
             is_published=bool(taken_names),
+            held_type=held,
             is_unchanged=is_unchanged,
         )
     except (pa.ArrowException, DeltaError, OSError, UnicodeError) as error:
@@ -291,7 +304,12 @@ def _chosen(kind: str, location: Location, files: list[_File]) -> list[_File]:
 
 
 def _open(
-    kind: str, config: CatalogConfig, location: Location, chosen: list[Location], storage: Storage
+    kind: str,
+    config: CatalogConfig,
+    location: Location,
+    chosen: list[Location],
+    storage: Storage,
+    held_type: pa.DataType | None,
 ) -> pads.Dataset | pa.Table:
     if kind == "audio":
         return _audio_table(location, chosen)
@@ -306,7 +324,8 @@ def _open(
         return parquet_dataset(location, chosen, storage, needed=needed)
     if kind == "csv":
         exact = {config.id_column, config.version_column}
-        return read_csv(chosen, storage, needed=needed, exact=exact)
+        text = {config.id_column} if held_type == pa.string() else set()
+        return read_csv(chosen, storage, needed=needed, exact=exact, text=text)
     return read_jsonl(chosen, storage, needed=needed)
 
 
@@ -376,7 +395,13 @@ def _exact_uri(location: Location) -> str:
 
 
 def _keys(
-    catalog: Catalog, config: CatalogConfig, folder: Location, roots: Roots | None, *, whole: bool
+    catalog: Catalog,
+    config: CatalogConfig,
+    folder: Location,
+    roots: Roots | None,
+    held_type: pa.DataType | None,
+    *,
+    whole: bool,
 ) -> pa.Table:
     """Read the columns that matter and check them."""
     named = {
@@ -390,7 +415,7 @@ def _keys(
     table = catalog.columns(list(dict.fromkeys(wanted.values())), whole=whole)
     if table.num_rows == 0:
         raise CatalogError("the catalog has no rows")
-    ids = _ids(table[config.id_column], config.id_column)
+    ids = _ids(table[config.id_column], config.id_column, held_type)
     uris = _uris(table[config.audio_column], config.audio_column, ids, folder, roots)
     n = table.num_rows
     version: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.string())
@@ -472,7 +497,7 @@ def _is_utf8(value: bytes | None) -> bool:
     return True
 
 
-def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def _ids(column: pa.ChunkedArray, name: str, held_type: pa.DataType | None) -> pa.ChunkedArray:
     """Ids as string or int64; refused where null, empty, duplicate or of another type."""
     where = f"id column {name!r}"
     column = _plain(column)
@@ -497,7 +522,20 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
             f"{where}: {len(repeated)} ids stand in more than one row: "
             f"{_first(repeated)}; ids must be unique"
         )
+    if ids.type == pa.string() and held_type == pa.int64():
+        is_strange = pa.chunked_array([[not _is_int64(value) for value in ids.to_pylist()]])
+        problem = (
+            "ids that are not int64 as those of the output; mend them, or use another output.uri"
+        )
+        _refuse(is_strange, problem, where, {"": ids})
     return ids
+
+
+def _is_int64(text: str) -> bool:
+    """Whether a text is just what a whole number is written as."""
+    return re.fullmatch(r"-?\d{1,19}", text) is not None and (
+        str(int(text)) == text and -(2**63) <= int(text) < 2**63
+    )
 
 
 def _versions(column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -11,7 +11,7 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,7 +54,12 @@ def table_kind(location: Location) -> str | None:
 
 
 def read_csv(
-    parts: Sequence[Location], storage: Storage, *, needed: Sequence[str], exact: set[str | None]
+    parts: Sequence[Location],
+    storage: Storage,
+    *,
+    needed: Sequence[str],
+    exact: set[str | None],
+    text: Collection[str],
 ) -> pa.Table:
     """Read CSV files as one, keeping as text what a guessed type would change (007, 1e400).
 
@@ -66,15 +71,20 @@ def read_csv(
         Columns that no part may lack while others have them.
     exact : set of str
         Columns that do not become float64: 1.10 is not the version 1.1.
+    text : collection of str
+        Columns that stay text, whatever is in them.
 
     Raises
     ------
     CatalogError
     """
     # The types are guessed over all files together: one file's part of a column may be empty.
-    text = _read_parts(parts, storage, "csv", _csv_text, needed)
+    table = _read_parts(parts, storage, "csv", _csv_text, needed)
     return pa.table(
-        {name: _narrowed(text[name], may_be_float=name not in exact) for name in text.column_names}
+        {
+            name: column if name in text else _narrowed(column, may_be_float=name not in exact)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
     )
 
 

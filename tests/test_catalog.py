@@ -32,11 +32,13 @@ def open_catalog(
     storage: Storage | None = None,
     *,
     taken_names: list[str] | None = None,
+    held_type: pa.DataType | None = None,
     **config: Any,
 ) -> Catalog:
     storage = storage or Storage(StorageConfig())
     names = TAKEN if taken_names is None else taken_names
-    return read_catalog(CatalogConfig(uri=str(uri), **config), storage, taken_names=names)
+    settings = CatalogConfig(uri=str(uri), **config)
+    return read_catalog(settings, storage, taken_names=names, held_type=lambda: held_type)
 
 
 def refusal(uri: object, **config: Any) -> str:
@@ -265,6 +267,37 @@ def test_csv_ids_and_versions_are_never_floats(tmp_path: Path) -> None:
     catalog = open_catalog(path, version_column="version")
     assert catalog.keys["track_id"].to_pylist() == ["1.1", "1.10", "1e2"]
     assert catalog.keys["stated_version"].to_pylist() == ["2.50", None, "2.5"]
+
+
+@pytest.mark.parametrize(
+    ("held", "ids", "expected"),
+    [
+        (None, ["0", "7"], [0, 7]),
+        (pa.int64(), ["0", "7"], [0, 7]),
+        (pa.string(), ["0", "7"], ["0", "7"]),
+        (pa.string(), ["007", "A7", "-0", "1e2"], ["007", "A7", "-0", "1e2"]),
+    ],
+)
+def test_csv_ids_are_of_the_type_that_the_output_holds(
+    tmp_path: Path, held: pa.DataType | None, ids: list[str], expected: list[Any]
+) -> None:
+    rows = "".join(f"{i},a,{n}\n" for n, i in enumerate(ids))
+    (tmp_path / "c.csv").write_text("track_id,audio_uri,n\n" + rows)
+    catalog = open_catalog(tmp_path / "c.csv", held_type=held)
+    assert catalog.keys["track_id"].to_pylist() == expected
+    assert all_rows(catalog)["track_id"].to_pylist() == expected
+    assert all_rows(catalog)["n"].to_pylist() == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("strange", ["A7", "007", "-0", "9223372036854775808", "7" * 5_000, "٣"])
+def test_csv_ids_that_the_output_cannot_hold_are_refused(tmp_path: Path, strange: str) -> None:
+    ids = ["0", "-12", strange, str(2**63 - 1)]
+    (tmp_path / "c.csv").write_text("track_id,audio_uri\n" + "".join(f"{i},a\n" for i in ids))
+    message = refusal(tmp_path / "c.csv", held_type=pa.int64())
+    assert f"1 ids that are not int64 as those of the output, the first at '{strange[:100]}" in (
+        message
+    )
+    assert message.endswith("; mend them, or use another output.uri")
 
 
 @pytest.mark.parametrize(
