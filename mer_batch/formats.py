@@ -229,8 +229,10 @@ def _narrowed(column: pa.ChunkedArray, *, may_be_float: bool) -> pa.ChunkedArray
 
 
 def _jsonl_table(content: bytes) -> pa.Table:
-    # A block must hold the longest line.
-    reading = pajson.ReadOptions(block_size=max(1 << 20, _longest_line(content) + 2))
+    _check_lines(content)
+    # All is one block: a list or a struct is refused that is null all through the first of several.
+    # It takes no more memory: the parser reads ahead of what it has converted.
+    reading = pajson.ReadOptions(block_size=min(_MAX_BLOCK, len(content) + 2))
     table = pajson.read_json(io.BytesIO(content), read_options=reading)
     guessed = [field for field in table.schema if _undated(field.type) != field.type]
     if guessed:
@@ -243,11 +245,9 @@ def _jsonl_table(content: bytes) -> pa.Table:
     return table
 
 
-def _longest_line(content: bytes) -> int:
-    """Length of the longest line [bytes]; every line must be one object, of no absurd depth."""
-    n_longest = 0
+def _check_lines(content: bytes) -> None:
+    """Raise CatalogError where a line is not one object, or one of absurd depth."""
     for number, line in enumerate(content.splitlines(), 1):
-        n_longest = max(n_longest, len(line))
         line = line.strip()
         if line and not (line.startswith(b"{") and line.endswith(b"}")):
             raise CatalogError(
@@ -256,7 +256,6 @@ def _longest_line(content: bytes) -> int:
             )
         if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(line) > _MAX_DEPTH:
             raise CatalogError(f"line {number} nests values more than {_MAX_DEPTH} deep")
-    return n_longest
 
 
 def _depth(line: bytes) -> int:

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,6 +146,21 @@ def test_quotes_inside_a_value_are_no_open_quote(tmp_path: Path, value: str) -> 
 def test_json_lines_of_every_make(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert all_rows(open_catalog(tmp_path / name))["track_id"].to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": [1.5]}, [{"a": "b"}], "b", 1.5, [["2024-01-02"]]])
+@pytest.mark.parametrize("null", [None, {"late": None}, []])
+def test_a_value_may_come_late_in_json_lines(tmp_path: Path, value: Any, null: Any) -> None:
+    if null == []:
+        value = [value]
+    elif null is not None:
+        value = {"late": value}
+    rows = [{"track_id": i, "audio_uri": "a" * 50, "x": null} for i in range(60_000)]
+    rows[-1]["x"] = value
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = all_rows(open_catalog(tmp_path / "c.jsonl"))
+    assert table["x"][0].as_py() == null
+    assert table["x"][-1].as_py() == value
 
 
 def nested(depth: int) -> bytes:
