@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import re
+import urllib.parse
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -381,16 +382,25 @@ def delta_dataset(
 
 
 def _named_file(table: Location, path: str) -> Location:
-    """A file by its name in a table's log: relative, or a whole URI as in a shallow clone."""
+    """A file by its name in a table's log: relative, or a whole URI as in a shallow clone.
+
+    Names are percent-encoded there, once.
+    """
     if re.match(SCHEME_PATTERN, path) is None:
-        found = table.child(path)
+        found = table.child(_decoded(path))
         return found if found.is_s3 else parse_uri(found.path)
     try:
-        return parse_uri(path)
+        found = parse_uri(path)
     except StorageError as error:
         raise CatalogError(
             f"{table.uri}: the log of the Delta table is strange: {error}"
         ) from error
+    # In a key nothing is encoded elsewhere, so it was left as it is.
+    return Location(found.bucket, _decoded(found.path)) if found.is_s3 else found
+
+
+def _decoded(path: str) -> str:
+    return urllib.parse.unquote(path, errors="surrogateescape")
 
 
 def unreadable_part(dataset: pads.Dataset) -> str | None:

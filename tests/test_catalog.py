@@ -547,7 +547,39 @@ def name_another_file(storage: Storage, table: Location, path: str) -> None:
     storage.write(log, "\n".join(map(json.dumps, actions)).encode())
 
 
-@pytest.mark.parametrize("path", ["{uri}/private.parquet", "../private.parquet", "a/../../p"])
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("two words.parquet", "two%20words.parquet"),
+        ("100%.parquet", "100%25.parquet"),
+        ("a%20b.parquet", "a%2520b.parquet"),
+        ("é.parquet", "%C3%A9.parquet"),
+        ("deep/x.parquet", "deep%2Fx.parquet"),
+    ],
+)
+def test_names_in_a_delta_tables_log_are_percent_encoded(
+    place: Place, name: str, written: str, is_whole: bool
+) -> None:
+    storage, folder = place
+    write_deltalake(folder.uri, tracks(2), storage_options=storage.delta_options(folder))
+    put_table(storage, folder.child(name), tracks(3))
+    top = folder.uri if folder.is_s3 else f"file://{folder.uri}"
+    name_another_file(storage, folder, f"{top}/{written}" if is_whole else written)
+    assert all_rows(open_catalog(folder.uri, storage)).to_pydict() == tracks(3).to_pydict()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{uri}/private.parquet",
+        "../private.parquet",
+        "a/../../p",
+        "%2e%2e/private.parquet",
+        "..%2Fprivate.parquet",
+        "a%2F..%2f%2E.%2Fp",
+    ],
+)
 def test_a_delta_table_publishes_no_files_from_outside_its_folder(place: Place, path: str) -> None:
     storage, folder = place
     table, private = folder.child("t"), folder.child("private.parquet")
