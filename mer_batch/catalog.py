@@ -18,6 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from mer_batch.config import CatalogConfig
 from mer_batch.errors import CatalogError, masked
+from mer_batch.faults import explanation
 from mer_batch.formats import (
     TABLE_SUFFIXES,
     delta_dataset,
@@ -37,6 +38,8 @@ AUDIO_SUFFIXES = (
 )  # fmt: skip
 
 _BATCH_ROWS = 65_536
+# What Arrow's reader of Parquet adds for itself: a column of such a name nobody can read with it.
+_RESERVED = {"__filename", "__fragment_index", "__batch_index", "__last_in_fragment"}
 _N_OFFENDERS = 5
 _MAX_SHOWN = 200
 _CHANGED = "the catalog was changed while the run read it; run again"
@@ -110,7 +113,7 @@ class Catalog:
                 begin += len(ids)
                 yield batch
         except (pa.ArrowException, OSError) as error:
-            raise CatalogError(f"{_CHANGED} ({error})") from error
+            raise CatalogError(f"{_CHANGED} ({explanation(error)})") from error
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
@@ -130,7 +133,7 @@ class Catalog:
             return pa.Table.from_batches((batch.select(names) for batch in batches), chosen)
         except (pa.ArrowException, OSError) as error:
             self.check_unchanged()
-            raise CatalogError(unreadable_part(self._source) or str(error)) from error
+            raise CatalogError(unreadable_part(self._source) or explanation(error)) from error
 
 
 def read_catalog(
@@ -165,6 +168,7 @@ def read_catalog(
     is_folder = storage.is_folder(location)
     if not is_folder and not storage.exists(location):
         raise CatalogError(f"catalog.uri={config.uri!r}: no such file or folder")
+    folder = location if is_folder else Location(location.bucket, _above(location.path))
     files = _files(storage, location, is_folder)
     kind = _kind(config, location, files, is_folder)
     chosen = _chosen(kind, location, files)
@@ -183,13 +187,17 @@ def read_catalog(
 
     try:
         held = held_type() if kind == "csv" else None
-        source = _open(kind, config, location, [found for found, _, _ in chosen], storage, held)
+        found = [file for file, _, _ in chosen]
+        if kind == "audio":
+            source: pads.Dataset | pa.Table = _audio_table(folder, found)
+        else:
+            source = _open_tables(kind, config, location, found, storage, held)
         _check_publishable(source.schema)
         notes += _check_names(source.schema, taken_names)
         return Catalog(
             source,
             config,
-            folder=location if is_folder else Location(location.bucket, _above(location.path)),
+            folder=folder,
             fingerprint=hashlib.sha256(
                 repr([(found.uri, size, version) for found, size, version in chosen]).encode()
             ).hexdigest(),
@@ -200,7 +208,7 @@ def read_catalog(
         )
     except (pa.ArrowException, DeltaError, OSError, UnicodeError) as error:
         raise CatalogError(
-            f"catalog.uri={config.uri!r} cannot be read as {kind}: {error}"
+            f"catalog.uri={config.uri!r} cannot be read as {kind}: {explanation(error)}"
         ) from error
 
 
@@ -303,7 +311,7 @@ def _chosen(kind: str, location: Location, files: list[_File]) -> list[_File]:
     ]
 
 
-def _open(
+def _open_tables(
     kind: str,
     config: CatalogConfig,
     location: Location,
@@ -311,8 +319,6 @@ def _open(
     storage: Storage,
     held_type: pa.DataType | None,
 ) -> pads.Dataset | pa.Table:
-    if kind == "audio":
-        return _audio_table(location, chosen)
     if kind == "delta":
         allowed = Roots.of(config.allowed_roots or [])
         below = Roots.below(location)
@@ -330,12 +336,20 @@ def _open(
 
 
 def _check_publishable(columns: pa.Schema) -> None:
-    """Refuse now what could not be written as Parquet after a whole night's work."""
+    """Refuse now what could not be written as Parquet, or read, after a whole night's work."""
     refuse_repeated(columns.names)
+    reserved = sorted(_RESERVED & set(columns.names))
+    if reserved:
+        raise CatalogError(
+            f"the catalog has columns named {', '.join(reserved)}, which Arrow's reader of Parquet "
+            "keeps for itself; rename them"
+        )
     try:
         pq.ParquetWriter(io.BytesIO(), columns).close()
     except pa.ArrowException as error:
-        raise CatalogError(f"the catalog cannot be written as Parquet: {error}") from error
+        raise CatalogError(
+            f"the catalog cannot be written as Parquet: {explanation(error)}"
+        ) from error
 
 
 def _check_nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -349,9 +363,9 @@ def _check_nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
-def _audio_table(location: Location, chosen: list[Location]) -> pa.Table:
-    """A catalog made of a folder: ids are paths below it."""
-    base = len(location.path.rstrip("/")) + 1 if location.path else 0
+def _audio_table(folder: Location, chosen: list[Location]) -> pa.Table:
+    """A catalog made of a folder, or of one file in it: ids are paths below it."""
+    base = len(folder.child("").path)
     return pa.table(
         {
             "track_id": pa.array([_audio_id(found, base) for found in chosen], pa.string()),
@@ -423,7 +437,7 @@ def _keys(
         version = _versions(table[config.version_column], config.version_column, ids)
     seconds: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.float64())
     if config.duration_column is not None:
-        seconds = _cast(table[config.duration_column], pa.float64(), config.duration_column)
+        seconds = _seconds(table[config.duration_column], config.duration_column)
     return pa.table(
         {"track_id": ids, "audio_uri": uris, "stated_version": version, "expected_seconds": seconds}
     )
@@ -545,7 +559,18 @@ def _versions(column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray) -> pa.Ch
     # A version and an id are joined by NUL into one key: versions must not hold it.
     has_nul = pc.fill_null(pc.match_substring(version, "\0"), False)
     _refuse(has_nul, "versions with a NUL in them", where, tracks)
-    return pc.if_else(pc.equal(version, ""), pa.scalar(None, pa.string()), version)
+    return _without_empty(version)
+
+
+def _seconds(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Durations as float64; an empty one is none, as in a CSV that knows of no track's."""
+    column = _plain(column)
+    return _cast(_without_empty(column) if _is_text(column.type) else column, pa.float64(), name)
+
+
+def _without_empty(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    text = text.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 def _uris(

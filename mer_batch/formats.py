@@ -22,6 +22,7 @@ import pyarrow.json as pajson
 
 from mer_batch.delta import open_table
 from mer_batch.errors import CatalogError, StorageError
+from mer_batch.faults import explanation
 from mer_batch.storage import SCHEME_PATTERN, Location, Storage, parse_uri
 
 _KINDS = {
@@ -113,11 +114,12 @@ def _read_parts(
         content = _unpacked(packed, part, _MAX_UNPACKED_BYTES - n_unpacked)
         n_unpacked += len(content) if content is not packed else 0
         try:
-            if _is_utf16(content):
-                raise CatalogError("it is UTF-16; save it as UTF-8")
+            if wide := _wide_encoding(content):
+                raise CatalogError(f"it is {wide}; save it as UTF-8")
             tables.append(parse(content.removeprefix(_UTF8_MARK)))
         except (CatalogError, pa.ArrowException, UnicodeDecodeError) as error:
-            why = error if isinstance(error, CatalogError) else _not_utf8(content) or error
+            is_ours = isinstance(error, CatalogError)
+            why = error if is_ours else _not_utf8(content) or explanation(error)
             raise CatalogError(f"{part.uri!r} cannot be read as {kind}: {why}") from error
     _refuse_lacking([(p.uri, t.column_names) for p, t in zip(parts, tables, strict=True)], needed)
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
@@ -142,8 +144,12 @@ def _unpacked(content: bytes, part: Location, max_bytes: int) -> bytes:
     return unpacked
 
 
-def _is_utf16(content: bytes) -> bool:
-    return content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:2]
+def _wide_encoding(content: bytes) -> str | None:
+    """An encoding that begins like no text in UTF-8: with a mark of its own, or with NULs."""
+    if b"\0\0" in content[:4]:
+        return "UTF-32"
+    is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:2]
+    return "UTF-16" if is_utf16 else None
 
 
 def _not_utf8(content: bytes) -> str | None:
@@ -206,7 +212,8 @@ def refuse_repeated(names: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise CatalogError(
-            f"the catalog has several columns of one name: {', '.join(sorted(repeated))}"
+            "the catalog has several columns of one name: "
+            f"{', '.join(map(repr, sorted(repeated)))}; rename all but one"
         )
 
 
@@ -314,7 +321,9 @@ def parquet_dataset(
         try:
             unified = pa.unify_schemas([unified, found], promote_options="default")
         except pa.ArrowException as error:
-            raise CatalogError(f"{path!r} does not fit the parts before it: {error}") from error
+            raise CatalogError(
+                f"{path!r} does not fit the parts before it: {explanation(error)}"
+            ) from error
     # What a part lacks is null in all its rows.
     in_all = set.intersection(*columns)
     fields = [f if f.name in in_all else f.with_nullable(True) for f in unified]
@@ -410,5 +419,5 @@ def unreadable_part(dataset: pads.Dataset) -> str | None:
             for _ in fragment.to_batches():
                 pass
         except (pa.ArrowException, OSError) as error:
-            return f"{fragment.path!r} is damaged: {' '.join(str(error).split())}"
+            return f"{fragment.path!r} is damaged: {explanation(error)}"
     return None

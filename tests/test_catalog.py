@@ -15,6 +15,7 @@ import pytest
 from deltalake import write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow.csv import write_csv
 
 from mer_batch import schema
 from mer_batch.catalog import Catalog, read_catalog
@@ -307,7 +308,7 @@ def test_csv_ids_that_the_output_cannot_hold_are_refused(tmp_path: Path, strange
         (b"track_id,audio_uri\n", "no rows"),
         (b"track_id,audio_uri\n1,a\n2\n", "Expected 2 columns, got 1"),
         ("track_id,audio_uri\n1,é\n".encode("latin-1"), "line 2 is no UTF-8 (byte 0xe9)"),
-        (b"track_id,audio_uri,x,x\n1,a,2,3\n", "several columns of one name: x"),
+        (b"track_id,audio_uri,x,x\n1,a,2,3\n", "several columns of one name: 'x'"),
     ],
 )
 def test_csv_that_is_broken_is_refused(tmp_path: Path, content: bytes, word: str) -> None:
@@ -416,6 +417,17 @@ def test_a_folder_of_audio_is_a_catalog(place: Place) -> None:
     (note,) = catalog.notes
     assert note.startswith("2 files in ")
     assert all_rows(catalog).schema.names == ["track_id", "audio_uri"]
+
+
+def test_one_file_of_audio_is_a_catalog_where_that_is_said(place: Place) -> None:
+    storage, folder = place
+    for name in ("a.mp3", "b.mp3"):
+        storage.write(folder.child(name), name.encode())
+    catalog = open_catalog(folder.child("b.mp3").uri, storage, format="audio")
+    assert catalog.notes == []
+    assert catalog.keys["track_id"].to_pylist() == ["b.mp3"]
+    (uri,) = catalog.keys["audio_uri"].to_pylist()
+    assert storage.read_audio(uri, max_bytes=9).content == b"b.mp3"
 
 
 def test_names_that_are_no_utf8_can_be_read_back(tmp_path: Path) -> None:
@@ -757,6 +769,16 @@ def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
     assert dated[0].as_py() == dated[2].as_py() == "2026-11-22 03:04:05.678901"
 
 
+def test_empty_durations_are_none(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("track_id,audio_uri,seconds\n1,a,\n2,b,\n")
+    keys = open_catalog(tmp_path / "c.csv", duration_column="seconds").keys
+    assert keys["expected_seconds"].to_pylist() == [None, None]
+    lengths = pa.array(["", "1.5", None]).dictionary_encode()
+    pq.write_table(tracks(3, seconds=lengths), tmp_path / "c.parquet")
+    keys = open_catalog(tmp_path / "c.parquet", duration_column="seconds").keys
+    assert keys["expected_seconds"].to_pylist() == [None, 1.5, None]
+
+
 # ------------------------------------------------------------------ URIs
 
 
@@ -958,6 +980,21 @@ def test_a_column_with_one_of_our_names_in_any_case_is_refused(tmp_path: Path, n
     pq.write_table(tracks(1), tmp_path / f"{name}=1" / "p.parquet")
     (tmp_path / "c.parquet").unlink()
     assert f"columns named {name}; set output.prefix" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["__filename", "__batch_index"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "delta"])
+def test_a_column_whose_name_the_reader_keeps_is_refused(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    path, table = tmp_path / f"c.{kind}", tracks(1, **{name: [1]})
+    write = {
+        "parquet": pq.write_table,
+        "csv": write_csv,
+        "delta": lambda t, p: write_deltalake(p, t),
+    }
+    write[kind](table, path)
+    assert f"the catalog has columns named {name}, which Arrow's reader" in refusal(path)
 
 
 # ------------------------------------------------------------------ changes
