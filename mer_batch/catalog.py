@@ -192,6 +192,8 @@ def read_catalog(
             source: pads.Dataset | pa.Table = _audio_table(folder, found)
         else:
             source = _open_tables(kind, config, location, found, storage, held)
+        if kind in ("csv", "jsonl") and not is_unchanged():
+            raise CatalogError(_CHANGED)  # never looked at again: it must be of one moment
         _check_publishable(source.schema)
         notes += _check_names(source.schema, taken_names)
         return Catalog(

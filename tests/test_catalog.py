@@ -1041,6 +1041,30 @@ def test_a_catalog_that_changes_while_it_is_read_is_refused(tmp_path: Path, chan
         all_rows(catalog)
 
 
+class Growing(Storage):
+    """A storage in which every file grows a little just after it was read."""
+
+    def read(self, location: Location) -> bytes:
+        content = super().read(location)
+        self.write(location, content + b"\n")
+        return content
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl.gz"])
+def test_a_text_that_changes_just_while_it_is_read_is_refused(
+    place: Place, name: str, layout: str
+) -> None:
+    storage, folder = place
+    rows = {"c.csv": b"track_id,audio_uri\n1,a\n", "c.jsonl.gz": b'{"track_id":1,"audio_uri":"a"}'}
+    storage.write(folder.child(name), rows[name])
+    uri = folder.child(name).uri if layout == "file" else folder.uri
+    catalog = open_catalog(uri, storage)
+    with pytest.raises(CatalogError, match="changed while the run read it; run again"):
+        open_catalog(uri, Growing(storage._config))
+    assert all_rows(catalog).num_rows == 1, "as it was at the start"
+
+
 def test_a_part_that_is_added_while_the_catalog_is_read_is_for_the_next_run(place: Place) -> None:
     storage, folder = place
     put_table(storage, folder.child("a.parquet"), tracks(2))
