@@ -18,6 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from mer_batch.config import CatalogConfig
 from mer_batch.errors import CatalogError, masked
+from mer_batch.faults import explanation
 from mer_batch.formats import (
     TABLE_SUFFIXES,
     delta_dataset,
@@ -37,6 +38,8 @@ AUDIO_SUFFIXES = (
 )  # fmt: skip
 
 _BATCH_ROWS = 65_536
+# What Arrow's reader of Parquet adds for itself: a column of such a name nobody can read with it.
+_RESERVED = {"__filename", "__fragment_index", "__batch_index", "__last_in_fragment"}
 _N_OFFENDERS = 5
 _MAX_SHOWN = 200
 _CHANGED = "the catalog was changed while the run read it; run again"
@@ -72,6 +75,7 @@ class Catalog:
         fingerprint: str,
         notes: list[str],
         is_published: bool,
+        held_type: pa.DataType | None,
         is_unchanged: Callable[[], bool],
     ) -> None:
         self._source = source
@@ -82,7 +86,7 @@ class Catalog:
         self._id_column = config.id_column
         roots = Roots.of(config.allowed_roots) if config.allowed_roots else None
         self.folders = roots.folders if roots else None
-        self.keys = _keys(self, config, folder, roots, whole=is_published)
+        self.keys = _keys(self, config, folder, roots, held_type, whole=is_published)
 
     @property
     def id_type(self) -> pa.DataType:
@@ -109,7 +113,7 @@ class Catalog:
                 begin += len(ids)
                 yield batch
         except (pa.ArrowException, OSError) as error:
-            raise CatalogError(f"{_CHANGED} ({error})") from error
+            raise CatalogError(f"{_CHANGED} ({explanation(error)})") from error
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
@@ -125,14 +129,20 @@ class Catalog:
             if not whole:
                 return self._source.to_table(columns=names)
             chosen = pa.schema([self.schema.field(name) for name in names])
-            batches = self._source.to_batches(batch_size=_BATCH_ROWS)
+            batches = map(_check_nulls, self._source.to_batches(batch_size=_BATCH_ROWS))
             return pa.Table.from_batches((batch.select(names) for batch in batches), chosen)
         except (pa.ArrowException, OSError) as error:
             self.check_unchanged()
-            raise CatalogError(unreadable_part(self._source) or str(error)) from error
+            raise CatalogError(unreadable_part(self._source) or explanation(error)) from error
 
 
-def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[str]) -> Catalog:
+def read_catalog(
+    config: CatalogConfig,
+    storage: Storage,
+    *,
+    taken_names: list[str],
+    held_type: Callable[[], pa.DataType | None] = lambda: None,
+) -> Catalog:
     """Open a catalog and check it.
 
     Parameters
@@ -142,6 +152,10 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     taken_names : list of str
         Columns that ``enriched/`` will add: a catalog must not have them already. Where there are
         any, all its columns are read once: what is damaged would be found after all work is done.
+    held_type : callable
+        Gives the type of the ids that the output holds, None where there are none. Asked where the
+        catalog is CSV, which tells no types: that of its ids must not change with those that come
+        and go.
 
     Raises
     ------
@@ -154,6 +168,7 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
     is_folder = storage.is_folder(location)
     if not is_folder and not storage.exists(location):
         raise CatalogError(f"catalog.uri={config.uri!r}: no such file or folder")
+    folder = location if is_folder else Location(location.bucket, _above(location.path))
     files = _files(storage, location, is_folder)
     kind = _kind(config, location, files, is_folder)
     chosen = _chosen(kind, location, files)
@@ -171,23 +186,31 @@ def read_catalog(config: CatalogConfig, storage: Storage, *, taken_names: list[s
         return kind == "delta" or set(chosen) <= set(_files(storage, location, is_folder))
 
     try:
-        source = _open(kind, config, location, [found for found, _, _ in chosen], storage)
+        held = held_type() if kind == "csv" else None
+        found = [file for file, _, _ in chosen]
+        if kind == "audio":
+            source: pads.Dataset | pa.Table = _audio_table(folder, found)
+        else:
+            source = _open_tables(kind, config, location, found, storage, held)
+        if kind in ("csv", "jsonl") and not is_unchanged():
+            raise CatalogError(_CHANGED)  # never looked at again: it must be of one moment
         _check_publishable(source.schema)
         notes += _check_names(source.schema, taken_names)
         return Catalog(
             source,
             config,
-            folder=location if is_folder else Location(location.bucket, _above(location.path)),
+            folder=folder,
             fingerprint=hashlib.sha256(
                 repr([(found.uri, size, version) for found, size, version in chosen]).encode()
             ).hexdigest(),
             notes=notes,
             is_published=bool(taken_names),
+            held_type=held,
             is_unchanged=is_unchanged,
         )
     except (pa.ArrowException, DeltaError, OSError, UnicodeError) as error:
         raise CatalogError(
-            f"catalog.uri={config.uri!r} cannot be read as {kind}: {error}"
+            f"catalog.uri={config.uri!r} cannot be read as {kind}: {explanation(error)}"
         ) from error
 
 
@@ -290,11 +313,14 @@ def _chosen(kind: str, location: Location, files: list[_File]) -> list[_File]:
     ]
 
 
-def _open(
-    kind: str, config: CatalogConfig, location: Location, chosen: list[Location], storage: Storage
+def _open_tables(
+    kind: str,
+    config: CatalogConfig,
+    location: Location,
+    chosen: list[Location],
+    storage: Storage,
+    held_type: pa.DataType | None,
 ) -> pads.Dataset | pa.Table:
-    if kind == "audio":
-        return _audio_table(location, chosen)
     if kind == "delta":
         allowed = Roots.of(config.allowed_roots or [])
         below = Roots.below(location)
@@ -306,22 +332,42 @@ def _open(
         return parquet_dataset(location, chosen, storage, needed=needed)
     if kind == "csv":
         exact = {config.id_column, config.version_column}
-        return read_csv(chosen, storage, needed=needed, exact=exact)
+        text = {config.id_column} if held_type == pa.string() else set()
+        return read_csv(chosen, storage, needed=needed, exact=exact, text=text)
     return read_jsonl(chosen, storage, needed=needed)
 
 
 def _check_publishable(columns: pa.Schema) -> None:
-    """Refuse now what could not be written as Parquet after a whole night's work."""
+    """Refuse now what could not be written as Parquet, or read, after a whole night's work."""
     refuse_repeated(columns.names)
+    reserved = sorted(_RESERVED & set(columns.names))
+    if reserved:
+        raise CatalogError(
+            f"the catalog has columns named {', '.join(reserved)}, which Arrow's reader of Parquet "
+            "keeps for itself; rename them"
+        )
     try:
         pq.ParquetWriter(io.BytesIO(), columns).close()
     except pa.ArrowException as error:
-        raise CatalogError(f"the catalog cannot be written as Parquet: {error}") from error
+        raise CatalogError(
+            f"the catalog cannot be written as Parquet: {explanation(error)}"
+        ) from error
 
 
-def _audio_table(location: Location, chosen: list[Location]) -> pa.Table:
-    """A catalog made of a folder: ids are paths below it."""
-    base = len(location.path.rstrip("/")) + 1 if location.path else 0
+def _check_nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Refuse nulls where a schema promises that there are none: they cannot be written."""
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise CatalogError(
+                f"column {field.name!r} is declared as never null and holds nulls; "
+                "declare it nullable or fill them in"
+            )
+    return batch
+
+
+def _audio_table(folder: Location, chosen: list[Location]) -> pa.Table:
+    """A catalog made of a folder, or of one file in it: ids are paths below it."""
+    base = len(folder.child("").path)
     return pa.table(
         {
             "track_id": pa.array([_audio_id(found, base) for found in chosen], pa.string()),
@@ -365,7 +411,13 @@ def _exact_uri(location: Location) -> str:
 
 
 def _keys(
-    catalog: Catalog, config: CatalogConfig, folder: Location, roots: Roots | None, *, whole: bool
+    catalog: Catalog,
+    config: CatalogConfig,
+    folder: Location,
+    roots: Roots | None,
+    held_type: pa.DataType | None,
+    *,
+    whole: bool,
 ) -> pa.Table:
     """Read the columns that matter and check them."""
     named = {
@@ -379,7 +431,7 @@ def _keys(
     table = catalog.columns(list(dict.fromkeys(wanted.values())), whole=whole)
     if table.num_rows == 0:
         raise CatalogError("the catalog has no rows")
-    ids = _ids(table[config.id_column], config.id_column)
+    ids = _ids(table[config.id_column], config.id_column, held_type)
     uris = _uris(table[config.audio_column], config.audio_column, ids, folder, roots)
     n = table.num_rows
     version: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.string())
@@ -387,7 +439,7 @@ def _keys(
         version = _versions(table[config.version_column], config.version_column, ids)
     seconds: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.float64())
     if config.duration_column is not None:
-        seconds = _cast(table[config.duration_column], pa.float64(), config.duration_column)
+        seconds = _seconds(table[config.duration_column], config.duration_column)
     return pa.table(
         {"track_id": ids, "audio_uri": uris, "stated_version": version, "expected_seconds": seconds}
     )
@@ -436,17 +488,20 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _text(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """The same as string; Parquet may hold bytes that are no UTF-8."""
+def _text(
+    column: pa.ChunkedArray, where: str, columns: dict[str, pa.ChunkedArray | None]
+) -> pa.ChunkedArray:
+    """The same as string; Parquet may hold bytes that are no UTF-8.
+
+    `columns` are shown of rows that are refused, as in `_refuse`.
+    """
     text = column.cast(pa.string())
     try:
         text.validate(full=True)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowInvalid:
         values = text.cast(pa.binary()).to_pylist()
-        rows = [row for row, value in enumerate(values) if not _is_utf8(value)]
-        raise CatalogError(
-            f"{where}: {len(rows)} values that are no UTF-8, the first at row {_first(rows)}"
-        ) from error
+        is_bad = pa.chunked_array([[not _is_utf8(value) for value in values]])
+        _refuse(is_bad, "values that are no UTF-8", where, columns)
     return text
 
 
@@ -458,12 +513,12 @@ def _is_utf8(value: bytes | None) -> bool:
     return True
 
 
-def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def _ids(column: pa.ChunkedArray, name: str, held_type: pa.DataType | None) -> pa.ChunkedArray:
     """Ids as string or int64; refused where null, empty, duplicate or of another type."""
     where = f"id column {name!r}"
     column = _plain(column)
     if _is_text(column.type):
-        ids = _text(column, where)
+        ids = _text(column, where, {"row": None})
         missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
     elif pa.types.is_integer(column.type):
         if column.type == pa.uint64():
@@ -483,16 +538,41 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
             f"{where}: {len(repeated)} ids stand in more than one row: "
             f"{_first(repeated)}; ids must be unique"
         )
+    if ids.type == pa.string() and held_type == pa.int64():
+        is_strange = pa.chunked_array([[not _is_int64(value) for value in ids.to_pylist()]])
+        problem = (
+            "ids that are not int64 as those of the output; mend them, or use another output.uri"
+        )
+        _refuse(is_strange, problem, where, {"": ids})
     return ids
+
+
+def _is_int64(text: str) -> bool:
+    """Whether a text is just what a whole number is written as."""
+    return re.fullmatch(r"-?\d{1,19}", text) is not None and (
+        str(int(text)) == text and -(2**63) <= int(text) < 2**63
+    )
 
 
 def _versions(column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Versions as string; an empty one is none."""
-    version = _cast(column, pa.string(), name)
+    where, tracks = f"version column {name!r}", {"track_id": ids}
+    version = _text(_cast(column, pa.string(), name), where, tracks)
     # A version and an id are joined by NUL into one key: versions must not hold it.
     has_nul = pc.fill_null(pc.match_substring(version, "\0"), False)
-    _refuse(has_nul, "versions with a NUL in them", f"version column {name!r}", {"track_id": ids})
-    return pc.if_else(pc.equal(version, ""), pa.scalar(None, pa.string()), version)
+    _refuse(has_nul, "versions with a NUL in them", where, tracks)
+    return _without_empty(version)
+
+
+def _seconds(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Durations as float64; an empty one is none, as in a CSV that knows of no track's."""
+    column = _plain(column)
+    return _cast(_without_empty(column) if _is_text(column.type) else column, pa.float64(), name)
+
+
+def _without_empty(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    text = text.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 def _uris(
@@ -507,7 +587,7 @@ def _uris(
     column = _plain(column)
     if not _is_text(column.type):
         raise CatalogError(f"{where} has type {column.type}; URIs must be strings")
-    given = _text(column, where)
+    given = _text(column, where, {"track_id": ids})
     missing = pc.or_kleene(pc.is_null(given), pc.equal(given, ""))
     _refuse(missing, "null or empty URIs", where, {"track_id": ids})
     has_scheme = pc.match_substring_regex(given, SCHEME_PATTERN)

@@ -23,6 +23,7 @@ from mer_batch.budget import Budget, Night
 from mer_batch.catalog import Catalog
 from mer_batch.disk import exchange, flush, make_folder
 from mer_batch.errors import LeaseError, MerBatchError, StorageError
+from mer_batch.faults import explanation
 from mer_batch.lease import Lease
 from mer_batch.ledger import Ledger, track_keys
 from mer_batch.plan import Plan
@@ -236,7 +237,7 @@ def publish(night: Publication) -> None:
         Where the output is no longer ours.
     StorageError
     MerBatchError
-        Where the catalog has changed meanwhile.
+        Where the catalog has changed meanwhile, or cannot be written.
     """
     reach("publish_to_begin")
     try:
@@ -245,6 +246,11 @@ def publish(night: Publication) -> None:
         night.lease.check()  # who has taken over has swept what we were writing
         raise StorageError(
             f"cannot publish {night.folder.uri!r}: {error}; free some space, run again"
+        ) from error
+    except pa.ArrowException as error:
+        raise MerBatchError(
+            f"cannot publish {night.folder.uri!r}: the catalog cannot be written as Parquet: "
+            f"{explanation(error)}"
         ) from error
 
 

@@ -205,8 +205,8 @@ def remedy_of(code: str) -> str:
 def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """A fault and its remedy on one line, without `secrets`.
 
-    Takes botocore's errors, and those of delta-rs, whose text holds all that the store has said:
-    real ones repeat the key id and the session token.
+    Takes botocore's errors, Arrow's, and those of delta-rs, whose text holds all that the store has
+    said: real ones repeat the key id and the session token.
     """
     if isinstance(error, botocore.exceptions.ClientError) and not _is_page(error):
         where = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("location")
@@ -229,6 +229,8 @@ def explanation(error: BaseException, secrets: Iterable[str] = ()) -> str:
         return f"{said}; {remedy_of(said)}"
     # delta-rs paints its errors, a line for each cause.
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    # With RUST_BACKTRACE set, it numbers the calls that led there.
+    plain = re.sub(r"\n +\d+: .*(\n +at .*)?", "", plain)
     plain = re.sub(r"\s*\n\s*↳\s*", ": ", plain).strip()
     if "incorrectly configured region" in plain:
         plain += "; set storage.region to the bucket's region"

@@ -9,9 +9,10 @@ import gzip
 import io
 import itertools
 import re
+import urllib.parse
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ import pyarrow.json as pajson
 
 from mer_batch.delta import open_table
 from mer_batch.errors import CatalogError, StorageError
+from mer_batch.faults import explanation
 from mer_batch.storage import SCHEME_PATTERN, Location, Storage, parse_uri
 
 _KINDS = {
@@ -54,7 +56,12 @@ def table_kind(location: Location) -> str | None:
 
 
 def read_csv(
-    parts: Sequence[Location], storage: Storage, *, needed: Sequence[str], exact: set[str | None]
+    parts: Sequence[Location],
+    storage: Storage,
+    *,
+    needed: Sequence[str],
+    exact: set[str | None],
+    text: Collection[str],
 ) -> pa.Table:
     """Read CSV files as one, keeping as text what a guessed type would change (007, 1e400).
 
@@ -66,15 +73,20 @@ def read_csv(
         Columns that no part may lack while others have them.
     exact : set of str
         Columns that do not become float64: 1.10 is not the version 1.1.
+    text : collection of str
+        Columns that stay text, whatever is in them.
 
     Raises
     ------
     CatalogError
     """
     # The types are guessed over all files together: one file's part of a column may be empty.
-    text = _read_parts(parts, storage, "csv", _csv_text, needed)
+    table = _read_parts(parts, storage, "csv", _csv_text, needed)
     return pa.table(
-        {name: _narrowed(text[name], may_be_float=name not in exact) for name in text.column_names}
+        {
+            name: column if name in text else _narrowed(column, may_be_float=name not in exact)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
     )
 
 
@@ -102,11 +114,12 @@ def _read_parts(
         content = _unpacked(packed, part, _MAX_UNPACKED_BYTES - n_unpacked)
         n_unpacked += len(content) if content is not packed else 0
         try:
-            if _is_utf16(content):
-                raise CatalogError("it is UTF-16; save it as UTF-8")
+            if wide := _wide_encoding(content):
+                raise CatalogError(f"it is {wide}; save it as UTF-8")
             tables.append(parse(content.removeprefix(_UTF8_MARK)))
         except (CatalogError, pa.ArrowException, UnicodeDecodeError) as error:
-            why = error if isinstance(error, CatalogError) else _not_utf8(content) or error
+            is_ours = isinstance(error, CatalogError)
+            why = error if is_ours else _not_utf8(content) or explanation(error)
             raise CatalogError(f"{part.uri!r} cannot be read as {kind}: {why}") from error
     _refuse_lacking([(p.uri, t.column_names) for p, t in zip(parts, tables, strict=True)], needed)
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
@@ -131,8 +144,12 @@ def _unpacked(content: bytes, part: Location, max_bytes: int) -> bytes:
     return unpacked
 
 
-def _is_utf16(content: bytes) -> bool:
-    return content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:2]
+def _wide_encoding(content: bytes) -> str | None:
+    """An encoding that begins like no text in UTF-8: with a mark of its own, or with NULs."""
+    if b"\0\0" in content[:4]:
+        return "UTF-32"
+    is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:2]
+    return "UTF-16" if is_utf16 else None
 
 
 def _not_utf8(content: bytes) -> str | None:
@@ -195,7 +212,8 @@ def refuse_repeated(names: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise CatalogError(
-            f"the catalog has several columns of one name: {', '.join(sorted(repeated))}"
+            "the catalog has several columns of one name: "
+            f"{', '.join(map(repr, sorted(repeated)))}; rename all but one"
         )
 
 
@@ -219,8 +237,10 @@ def _narrowed(column: pa.ChunkedArray, *, may_be_float: bool) -> pa.ChunkedArray
 
 
 def _jsonl_table(content: bytes) -> pa.Table:
-    # A block must hold the longest line.
-    reading = pajson.ReadOptions(block_size=max(1 << 20, _longest_line(content) + 2))
+    _check_lines(content)
+    # All is one block: a list or a struct is refused that is null all through the first of several.
+    # It takes no more memory: the parser reads ahead of what it has converted.
+    reading = pajson.ReadOptions(block_size=min(_MAX_BLOCK, len(content) + 2))
     table = pajson.read_json(io.BytesIO(content), read_options=reading)
     guessed = [field for field in table.schema if _undated(field.type) != field.type]
     if guessed:
@@ -233,11 +253,9 @@ def _jsonl_table(content: bytes) -> pa.Table:
     return table
 
 
-def _longest_line(content: bytes) -> int:
-    """Length of the longest line [bytes]; every line must be one object, of no absurd depth."""
-    n_longest = 0
+def _check_lines(content: bytes) -> None:
+    """Raise CatalogError where a line is not one object, or one of absurd depth."""
     for number, line in enumerate(content.splitlines(), 1):
-        n_longest = max(n_longest, len(line))
         line = line.strip()
         if line and not (line.startswith(b"{") and line.endswith(b"}")):
             raise CatalogError(
@@ -246,7 +264,6 @@ def _longest_line(content: bytes) -> int:
             )
         if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(line) > _MAX_DEPTH:
             raise CatalogError(f"line {number} nests values more than {_MAX_DEPTH} deep")
-    return n_longest
 
 
 def _depth(line: bytes) -> int:
@@ -304,8 +321,13 @@ def parquet_dataset(
         try:
             unified = pa.unify_schemas([unified, found], promote_options="default")
         except pa.ArrowException as error:
-            raise CatalogError(f"{path!r} does not fit the parts before it: {error}") from error
-    return dataset.replace_schema(unified.with_metadata(dataset.schema.metadata))
+            raise CatalogError(
+                f"{path!r} does not fit the parts before it: {explanation(error)}"
+            ) from error
+    # What a part lacks is null in all its rows.
+    in_all = set.intersection(*columns)
+    fields = [f if f.name in in_all else f.with_nullable(True) for f in unified]
+    return dataset.replace_schema(pa.schema(fields, metadata=dataset.schema.metadata))
 
 
 def _refuse_lacking(
@@ -369,16 +391,25 @@ def delta_dataset(
 
 
 def _named_file(table: Location, path: str) -> Location:
-    """A file by its name in a table's log: relative, or a whole URI as in a shallow clone."""
+    """A file by its name in a table's log: relative, or a whole URI as in a shallow clone.
+
+    Names are percent-encoded there, once.
+    """
     if re.match(SCHEME_PATTERN, path) is None:
-        found = table.child(path)
+        found = table.child(_decoded(path))
         return found if found.is_s3 else parse_uri(found.path)
     try:
-        return parse_uri(path)
+        found = parse_uri(path)
     except StorageError as error:
         raise CatalogError(
             f"{table.uri}: the log of the Delta table is strange: {error}"
         ) from error
+    # In a key nothing is encoded elsewhere, so it was left as it is.
+    return Location(found.bucket, _decoded(found.path)) if found.is_s3 else found
+
+
+def _decoded(path: str) -> str:
+    return urllib.parse.unquote(path, errors="surrogateescape")
 
 
 def unreadable_part(dataset: pads.Dataset) -> str | None:
@@ -388,5 +419,5 @@ def unreadable_part(dataset: pads.Dataset) -> str | None:
             for _ in fragment.to_batches():
                 pass
         except (pa.ArrowException, OSError) as error:
-            return f"{fragment.path!r} is damaged: {' '.join(str(error).split())}"
+            return f"{fragment.path!r} is damaged: {explanation(error)}"
     return None

@@ -126,7 +126,7 @@ class Ledger:
             table = open_table(self._storage, location)
         if table is None:
             return None
-        found = pa.schema(table.schema().to_arrow()).field("track_id").type
+        found = _id_type(table)
         if found != self._id_type:
             raise CatalogError(
                 f"{location.uri} holds ids of type {found}, this catalog's are {self._id_type}; "
@@ -415,6 +415,28 @@ class Ledger:
                 self._storage.delete(found)
                 n_swept += 1
         return n_swept
+
+
+def held_id_type(storage: Storage, output: Location) -> pa.DataType | None:
+    """Type of the ids that an output was written for, None before its first run.
+
+    Raises
+    ------
+    StorageError
+        Where one of its tables cannot be read.
+    """
+    for name in _SCHEMAS:
+        location = output.child(name)
+        # A store that does not answer is given up sooner, and in better words, than by delta-rs.
+        if storage.is_folder(location.child("_delta_log")):
+            table = open_table(storage, location)
+            if table is not None:
+                return _id_type(table)
+    return None
+
+
+def _id_type(table: DeltaTable) -> pa.DataType:
+    return pa.schema(table.schema().to_arrow()).field("track_id").type
 
 
 def reject_reasons(storage: Storage, output: Location) -> dict[str, int]:

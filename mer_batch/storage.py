@@ -17,7 +17,8 @@ import random
 import re
 import stat
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -582,17 +583,41 @@ def _version_of(found: os.stat_result) -> str:
 
 
 def _list_local(location: Location) -> Iterator[tuple[Location, int, str]]:
+    """Every file below a folder, also behind links: under the same name whatever links there are.
+
+    What lies below the folder itself has just its own names. Of every link to a folder outside
+    follows all that it leads to, but each folder once: links to one another would have no end.
+    """
+    own: set[tuple[int, int]] = set()
+    links: deque[str] = deque()
+    yield from _list_tree(location.path, own, links, passed=())
+    for link in links:
+        seen, ways = set(own), deque([link])
+        while ways:
+            yield from _list_tree(ways.popleft(), seen, ways, passed=seen)
+
+
+def _list_tree(
+    top: str,
+    seen: set[tuple[int, int]],
+    links: deque[str],
+    *,
+    passed: Collection[tuple[int, int]],
+) -> Iterator[tuple[Location, int, str]]:
+    """The files of a folder's own tree; adds to the folders seen and to the links to folders."""
+
     def stop(error: OSError) -> None:
         raise error
 
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(location.path, onerror=stop, followlinks=True):
+    for folder, folders, names in os.walk(top, onerror=stop):
         found = os.stat(folder)
-        if (found.st_dev, found.st_ino) in seen:  # a link that leads back up
+        if (found.st_dev, found.st_ino) in passed:
             folders.clear()
             continue
         seen.add((found.st_dev, found.st_ino))
         folders.sort()
+        paths = [os.path.join(folder, name) for name in folders]
+        links.extend(path for path in paths if Path(path).is_symlink())
         for name in sorted(names):
             path = os.path.join(folder, name)
             version = _file_version(path)

@@ -15,6 +15,7 @@ import pytest
 from deltalake import write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow.csv import write_csv
 
 from mer_batch import schema
 from mer_batch.catalog import Catalog, read_catalog
@@ -32,11 +33,13 @@ def open_catalog(
     storage: Storage | None = None,
     *,
     taken_names: list[str] | None = None,
+    held_type: pa.DataType | None = None,
     **config: Any,
 ) -> Catalog:
     storage = storage or Storage(StorageConfig())
     names = TAKEN if taken_names is None else taken_names
-    return read_catalog(CatalogConfig(uri=str(uri), **config), storage, taken_names=names)
+    settings = CatalogConfig(uri=str(uri), **config)
+    return read_catalog(settings, storage, taken_names=names, held_type=lambda: held_type)
 
 
 def refusal(uri: object, **config: Any) -> str:
@@ -150,6 +153,31 @@ def test_a_part_whose_column_lost_its_type_takes_the_others(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("is_lacking", [True, False])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_what_is_never_null_in_some_parts_may_be_null_in_all(
+    tmp_path: Path, names: str, is_lacking: bool
+) -> None:
+    table = tracks(2, label=["ECM", None])
+    never_null = pa.field("label", pa.string(), nullable=False)
+    first = table.slice(0, 1).cast(table.schema.set(2, never_null))
+    second = table.slice(1).select(table.schema.names[: 2 if is_lacking else 3])
+    for name, part in zip(names, (first, second), strict=True):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    catalog = open_catalog(tmp_path)
+    assert catalog.schema.field("label").nullable
+    assert sorted(all_rows(catalog).to_pylist(), key=str) == table.to_pylist()
+
+
+def test_a_delta_table_with_nulls_where_it_promises_none_is_refused(tmp_path: Path) -> None:
+    table = tracks(2, label=["ECM", "ECM"])
+    never_null = pa.field("label", pa.string(), nullable=False)
+    write_deltalake(tmp_path / "t", table.cast(table.schema.set(2, never_null)))
+    (part,) = (tmp_path / "t").glob("*.parquet")
+    pq.write_table(tracks(2), part)
+    assert "'label' is declared as never null and holds nulls" in refusal(tmp_path / "t")
+
+
 def test_parts_whose_types_differ_are_refused(tmp_path: Path) -> None:
     pq.write_table(tracks(1, year=["1999"]), tmp_path / "a.parquet")
     pq.write_table(tracks(2, year=[1, 2]).slice(1), tmp_path / "b.parquet")
@@ -243,13 +271,44 @@ def test_csv_ids_and_versions_are_never_floats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("held", "ids", "expected"),
+    [
+        (None, ["0", "7"], [0, 7]),
+        (pa.int64(), ["0", "7"], [0, 7]),
+        (pa.string(), ["0", "7"], ["0", "7"]),
+        (pa.string(), ["007", "A7", "-0", "1e2"], ["007", "A7", "-0", "1e2"]),
+    ],
+)
+def test_csv_ids_are_of_the_type_that_the_output_holds(
+    tmp_path: Path, held: pa.DataType | None, ids: list[str], expected: list[Any]
+) -> None:
+    rows = "".join(f"{i},a,{n}\n" for n, i in enumerate(ids))
+    (tmp_path / "c.csv").write_text("track_id,audio_uri,n\n" + rows)
+    catalog = open_catalog(tmp_path / "c.csv", held_type=held)
+    assert catalog.keys["track_id"].to_pylist() == expected
+    assert all_rows(catalog)["track_id"].to_pylist() == expected
+    assert all_rows(catalog)["n"].to_pylist() == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("strange", ["A7", "007", "-0", "9223372036854775808", "7" * 5_000, "٣"])
+def test_csv_ids_that_the_output_cannot_hold_are_refused(tmp_path: Path, strange: str) -> None:
+    ids = ["0", "-12", strange, str(2**63 - 1)]
+    (tmp_path / "c.csv").write_text("track_id,audio_uri\n" + "".join(f"{i},a\n" for i in ids))
+    message = refusal(tmp_path / "c.csv", held_type=pa.int64())
+    assert f"1 ids that are not int64 as those of the output, the first at '{strange[:100]}" in (
+        message
+    )
+    assert message.endswith("; mend them, or use another output.uri")
+
+
+@pytest.mark.parametrize(
     ("content", "word"),
     [
         (b"", "Empty"),
         (b"track_id,audio_uri\n", "no rows"),
         (b"track_id,audio_uri\n1,a\n2\n", "Expected 2 columns, got 1"),
         ("track_id,audio_uri\n1,é\n".encode("latin-1"), "line 2 is no UTF-8 (byte 0xe9)"),
-        (b"track_id,audio_uri,x,x\n1,a,2,3\n", "several columns of one name: x"),
+        (b"track_id,audio_uri,x,x\n1,a,2,3\n", "several columns of one name: 'x'"),
     ],
 )
 def test_csv_that_is_broken_is_refused(tmp_path: Path, content: bytes, word: str) -> None:
@@ -358,6 +417,17 @@ def test_a_folder_of_audio_is_a_catalog(place: Place) -> None:
     (note,) = catalog.notes
     assert note.startswith("2 files in ")
     assert all_rows(catalog).schema.names == ["track_id", "audio_uri"]
+
+
+def test_one_file_of_audio_is_a_catalog_where_that_is_said(place: Place) -> None:
+    storage, folder = place
+    for name in ("a.mp3", "b.mp3"):
+        storage.write(folder.child(name), name.encode())
+    catalog = open_catalog(folder.child("b.mp3").uri, storage, format="audio")
+    assert catalog.notes == []
+    assert catalog.keys["track_id"].to_pylist() == ["b.mp3"]
+    (uri,) = catalog.keys["audio_uri"].to_pylist()
+    assert storage.read_audio(uri, max_bytes=9).content == b"b.mp3"
 
 
 def test_names_that_are_no_utf8_can_be_read_back(tmp_path: Path) -> None:
@@ -489,7 +559,39 @@ def name_another_file(storage: Storage, table: Location, path: str) -> None:
     storage.write(log, "\n".join(map(json.dumps, actions)).encode())
 
 
-@pytest.mark.parametrize("path", ["{uri}/private.parquet", "../private.parquet", "a/../../p"])
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("two words.parquet", "two%20words.parquet"),
+        ("100%.parquet", "100%25.parquet"),
+        ("a%20b.parquet", "a%2520b.parquet"),
+        ("é.parquet", "%C3%A9.parquet"),
+        ("deep/x.parquet", "deep%2Fx.parquet"),
+    ],
+)
+def test_names_in_a_delta_tables_log_are_percent_encoded(
+    place: Place, name: str, written: str, is_whole: bool
+) -> None:
+    storage, folder = place
+    write_deltalake(folder.uri, tracks(2), storage_options=storage.delta_options(folder))
+    put_table(storage, folder.child(name), tracks(3))
+    top = folder.uri if folder.is_s3 else f"file://{folder.uri}"
+    name_another_file(storage, folder, f"{top}/{written}" if is_whole else written)
+    assert all_rows(open_catalog(folder.uri, storage)).to_pydict() == tracks(3).to_pydict()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{uri}/private.parquet",
+        "../private.parquet",
+        "a/../../p",
+        "%2e%2e/private.parquet",
+        "..%2Fprivate.parquet",
+        "a%2F..%2f%2E.%2Fp",
+    ],
+)
 def test_a_delta_table_publishes_no_files_from_outside_its_folder(place: Place, path: str) -> None:
     storage, folder = place
     table, private = folder.child("t"), folder.child("private.parquet")
@@ -641,11 +743,12 @@ def test_other_unfit_catalogs(tmp_path: Path) -> None:
 def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     buffers = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
     bad = pa.Array.from_buffers(pa.string(), 1, buffers)
-    for name in ("track_id", "audio_uri"):
-        columns = {"track_id": ["a"], "audio_uri": ["/a"], name: bad}
+    at = {"track_id": "row 0", "audio_uri": "track_id 'a'", "version": "track_id 'a'"}
+    for name, first in at.items():
+        columns = {"track_id": ["a"], "audio_uri": ["/a"], "version": ["1"], name: bad}
         pq.write_table(pa.table(columns), tmp_path / "c.parquet")
-        words = f"column {name!r}: 1 values that are no UTF-8, the first at row 0"
-        assert words in refusal(tmp_path / "c.parquet")
+        words = f"column {name!r}: 1 values that are no UTF-8, the first at {first}"
+        assert words in refusal(tmp_path / "c.parquet", version_column="version")
 
 
 def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
@@ -664,6 +767,16 @@ def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
     dated = open_catalog(tmp_path / "c.parquet", version_column="updated").keys["stated_version"]
     assert dated.to_pylist()[1] is None
     assert dated[0].as_py() == dated[2].as_py() == "2026-11-22 03:04:05.678901"
+
+
+def test_empty_durations_are_none(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("track_id,audio_uri,seconds\n1,a,\n2,b,\n")
+    keys = open_catalog(tmp_path / "c.csv", duration_column="seconds").keys
+    assert keys["expected_seconds"].to_pylist() == [None, None]
+    lengths = pa.array(["", "1.5", None]).dictionary_encode()
+    pq.write_table(tracks(3, seconds=lengths), tmp_path / "c.parquet")
+    keys = open_catalog(tmp_path / "c.parquet", duration_column="seconds").keys
+    assert keys["expected_seconds"].to_pylist() == [None, 1.5, None]
 
 
 # ------------------------------------------------------------------ URIs
@@ -869,6 +982,21 @@ def test_a_column_with_one_of_our_names_in_any_case_is_refused(tmp_path: Path, n
     assert f"columns named {name}; set output.prefix" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["__filename", "__batch_index"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "delta"])
+def test_a_column_whose_name_the_reader_keeps_is_refused(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    path, table = tmp_path / f"c.{kind}", tracks(1, **{name: [1]})
+    write = {
+        "parquet": pq.write_table,
+        "csv": write_csv,
+        "delta": lambda t, p: write_deltalake(p, t),
+    }
+    write[kind](table, path)
+    assert f"the catalog has columns named {name}, which Arrow's reader" in refusal(path)
+
+
 # ------------------------------------------------------------------ changes
 
 
@@ -911,6 +1039,30 @@ def test_a_catalog_that_changes_while_it_is_read_is_refused(tmp_path: Path, chan
         path.unlink()
     with pytest.raises(CatalogError, match="changed while the run read it"):
         all_rows(catalog)
+
+
+class Growing(Storage):
+    """A storage in which every file grows a little just after it was read."""
+
+    def read(self, location: Location) -> bytes:
+        content = super().read(location)
+        self.write(location, content + b"\n")
+        return content
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl.gz"])
+def test_a_text_that_changes_just_while_it_is_read_is_refused(
+    place: Place, name: str, layout: str
+) -> None:
+    storage, folder = place
+    rows = {"c.csv": b"track_id,audio_uri\n1,a\n", "c.jsonl.gz": b'{"track_id":1,"audio_uri":"a"}'}
+    storage.write(folder.child(name), rows[name])
+    uri = folder.child(name).uri if layout == "file" else folder.uri
+    catalog = open_catalog(uri, storage)
+    with pytest.raises(CatalogError, match="changed while the run read it; run again"):
+        open_catalog(uri, Growing(storage._config))
+    assert all_rows(catalog).num_rows == 1, "as it was at the start"
 
 
 def test_a_part_that_is_added_while_the_catalog_is_read_is_for_the_next_run(place: Place) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, Schema
@@ -14,6 +19,27 @@ Place = tuple[Storage, Location]
 
 def test_where_there_is_no_table_there_is_none(place: Place) -> None:
     assert open_table(*place) is None
+
+
+def test_a_broken_log_is_told_without_the_calls_that_led_there(tmp_path: Path) -> None:
+    log = tmp_path / "_delta_log"
+    log.mkdir()
+    (log / f"{0:020}.json").write_text('{"add": nonsense')
+    program = (
+        "import sys; from mer_batch.config import StorageConfig\n"
+        "from mer_batch.delta import open_table; from mer_batch.storage import Storage, parse_uri\n"
+        "open_table(Storage(StorageConfig()), parse_uri(sys.argv[1]))\n"
+    )
+    # The environment counts where delta-rs is loaded.
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "RUST_BACKTRACE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    (*_, last) = done.stderr.strip().splitlines()
+    assert last.startswith("mer_batch.errors.StorageError: cannot open the table")
+    assert last.endswith("Encountered unexpected 'o' whilst parsing literal")
 
 
 @pytest.mark.parametrize("name", ["plain", "two words", "a#b?c", "a+b=c", "Björk"])

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 from mer_batch import schema
 from mer_batch.catalog import Catalog, read_catalog
@@ -338,6 +339,20 @@ def test_a_catalog_that_changed_leaves_no_marker(place: Place, tmp_path: Path, n
     assert not [name for name in names_below(place) if name.endswith(MARKER)]
     sweep(place, "r1")
     assert names_below(place) == []
+
+
+def test_rows_that_cannot_be_written_are_told_in_one_line(place: Place, tmp_path: Path) -> None:
+    table = tracks(3, label=["ECM"] * 3)
+    never_null = pa.field("label", pa.string(), nullable=False)
+    write_deltalake(tmp_path / "c", table.cast(table.schema.set(2, never_null)))
+    (part,) = (tmp_path / "c").glob("*.parquet")
+    pq.write_table(tracks(3), part)
+    config = CatalogConfig(uri=str(tmp_path / "c"))
+    catalog = read_catalog(config, Storage(StorageConfig()), taken_names=[])
+    with pytest.raises(MerBatchError, match=r"cannot publish .* declared non-nullable") as caught:
+        put(place, catalog, 3)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
 
 
 def test_a_failed_night_leaves_the_one_before_on_a_local_disk(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,9 +57,17 @@ def test_csv_of_every_make(tmp_path: Path, content: bytes, name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ((HEADER + b"1,a\n").decode().encode("utf-16"), "it is UTF-16; save it as UTF-8"),
-        ((HEADER + b"1,a\n").decode().encode("utf-16-le"), "it is UTF-16; save it as UTF-8"),
-        ((HEADER + b"1,a\n").decode().encode("utf-16-be"), "it is UTF-16; save it as UTF-8"),
+        *(
+            (
+                (HEADER + b"1,a\n").decode().encode(f"utf-{n}{end}"),
+                f"it is UTF-{n}; save it as UTF-8",
+            )
+            for n in (16, 32)
+            for end in ("", "-le", "-be")
+        ),
+        (codecs.BOM_UTF32_BE + HEADER.decode().encode("utf-32-be"), "it is UTF-32"),
+        (b"track_id,audio_uri,,\n1,a,,\n", "several columns of one name: ''; rename all but one"),
+        (HEADER + b'1,a\n2,"b\nb",c\n', 'Expected 2 columns, got 3: 2,"b b",c'),
         (HEADER + b"1,a\n2,b,c\n", "Row #3: Expected 2 columns, got 3: 2,b,c"),
         (HEADER + b"1,a\n2\n", "Row #3: Expected 2 columns, got 1: 2"),
         (b"\n\n", "Empty CSV file"),
@@ -84,7 +93,9 @@ def test_csv_of_every_make(tmp_path: Path, content: bytes, name: str) -> None:
 )
 def test_csv_that_is_broken_is_refused_by_line(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "c.csv").write_bytes(content)
-    assert words in refusal(tmp_path / "c.csv")
+    message = refusal(tmp_path / "c.csv")
+    assert words in message
+    assert "\n" not in message
 
 
 def zeros(n_mib: int) -> bytes:
@@ -145,6 +156,21 @@ def test_quotes_inside_a_value_are_no_open_quote(tmp_path: Path, value: str) -> 
 def test_json_lines_of_every_make(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert all_rows(open_catalog(tmp_path / name))["track_id"].to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": [1.5]}, [{"a": "b"}], "b", 1.5, [["2024-01-02"]]])
+@pytest.mark.parametrize("null", [None, {"late": None}, []])
+def test_a_value_may_come_late_in_json_lines(tmp_path: Path, value: Any, null: Any) -> None:
+    if null == []:
+        value = [value]
+    elif null is not None:
+        value = {"late": value}
+    rows = [{"track_id": i, "audio_uri": "a" * 50, "x": null} for i in range(60_000)]
+    rows[-1]["x"] = value
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = all_rows(open_catalog(tmp_path / "c.jsonl"))
+    assert table["x"][0].as_py() == null
+    assert table["x"][-1].as_py() == value
 
 
 def nested(depth: int) -> bytes:
@@ -209,6 +235,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def bad_footer(path: Path) -> None:
+    path.write_bytes(b"PAR1" + bytes(30) + b"\x08\0\0\0PAR1")
+
+
 def cut_off(path: Path) -> None:
     pq.write_table(tracks(100), path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -265,6 +295,7 @@ def encrypted(path: Path) -> None:
     [
         (garbage, "not a parquet file"),
         (empty, "file size is 0 bytes"),
+        (bad_footer, "deserialize thrift"),
         (cut_off, ""),
         (other_type, "does not fit the parts before it"),
         (without_ids, "has no column 'track_id', which other parts have"),

@@ -18,7 +18,7 @@ from deltalake import DeltaTable, Schema, write_deltalake
 from mer_batch import schema
 from mer_batch.config import StorageConfig
 from mer_batch.errors import CatalogError, LeaseError, StorageError
-from mer_batch.ledger import Ledger, Part, reject_reasons, track_keys
+from mer_batch.ledger import Ledger, Part, held_id_type, reject_reasons, track_keys
 from mer_batch.schema import reject_rows
 from mer_batch.storage import Location, Storage, parse_uri
 from tests.faulty_store import FaultyStore
@@ -140,6 +140,13 @@ def test_ids_of_another_type_are_refused(place: Place) -> None:
     ) as caught:
         Ledger(*place, pa.int64())
     assert "use another output.uri" in str(caught.value)
+
+
+@pytest.mark.parametrize("id_type", [pa.string(), pa.int64()])
+def test_an_output_tells_what_ids_it_holds(place: Place, id_type: pa.DataType) -> None:
+    assert held_id_type(*place) is None
+    Ledger(*place, id_type, product="features")
+    assert held_id_type(*place) == id_type
 
 
 def test_a_table_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:

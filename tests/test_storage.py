@@ -144,6 +144,47 @@ def test_a_listing_is_all_that_lies_below_and_nothing_beside(place: Place) -> No
     assert found == {"1": 3, "2": 5}
 
 
+def listed(folder: Path) -> list[str]:
+    found = Storage(StorageConfig()).list_files(parse_uri(str(folder)))
+    return sorted(str(Path(entry.path).relative_to(folder)) for entry, _, _ in found)
+
+
+def linked_to_one_another(top: Path, n: int = 12) -> list[str]:
+    """Folders of one file, each with links to all of them and to what is above them."""
+    for number in range(n):
+        folder = top / f"{number:02}"
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(b"")
+        (folder / "up").symlink_to("..")
+        for other in range(n):
+            (folder / f"to-{other:02}").symlink_to(f"../{other:02}")
+    return [f"{number:02}/x" for number in range(n)]
+
+
+def test_a_folder_keeps_its_names_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    names = linked_to_one_another(tmp_path / "music")
+    (tmp_path / "music" / "+first").symlink_to("05")
+    assert listed(tmp_path / "music") == names
+    (tmp_path / "linked").symlink_to("music")
+    assert listed(tmp_path / "linked") == names
+
+
+def test_every_link_to_a_folder_outside_has_names_of_its_own(tmp_path: Path) -> None:
+    names = linked_to_one_another(tmp_path / "music")
+    catalog = tmp_path / "catalog"
+    (catalog / "own").mkdir(parents=True)
+    (catalog / "own" / "y").write_bytes(b"")
+    (tmp_path / "music" / "back").symlink_to(catalog)
+    ways: list[str] = []
+    for link in ("b", "a", "own/c"):  # what comes later changes no name
+        (catalog / link).symlink_to(tmp_path / "music")
+        ways += [f"{link}/{name}" for name in names]
+        assert listed(catalog) == sorted(["own/y", *ways])
+    (catalog / "own" / "one").symlink_to(tmp_path / "music" / "07")
+    assert set(ways) < set(listed(catalog))
+    assert "own/one/x" in listed(catalog)
+
+
 def test_a_listing_goes_beyond_one_page(s3: Any) -> None:
     storage, folder = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "many")
     with ThreadPoolExecutor(8) as writers:

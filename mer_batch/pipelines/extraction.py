@@ -11,6 +11,7 @@ from mer_batch.block import Job, Product, work_block
 from mer_batch.budget import Budget
 from mer_batch.catalog import read_catalog
 from mer_batch.config import ExtractConfig
+from mer_batch.ledger import held_id_type
 from mer_batch.pipelines.fleet import even_blocks
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Work
@@ -18,7 +19,7 @@ from mer_batch.plan import Plan, make_extraction_plan, permanent, reject_counts
 from mer_batch.run import no_refusal
 from mer_batch.schema import Identity
 from mer_batch.shards import Features
-from mer_batch.storage import Storage
+from mer_batch.storage import Storage, parse_uri
 
 # A part of features is built in memory: up to a hundred kilobytes a segment in half floats.
 _MAX_BLOCK_TRACKS = 128
@@ -79,7 +80,12 @@ def run(config: ExtractConfig, console: Console) -> ExtractSummary:
     began = time.monotonic()
     storage = Storage(config.storage)
     product = Features(config.features.feature_set(), config.features.dtype)
-    catalog = read_catalog(config.catalog, storage, taken_names=[])
+    catalog = read_catalog(
+        config.catalog,
+        storage,
+        taken_names=[],
+        held_type=lambda: held_id_type(storage, parse_uri(config.output.uri)),
+    )
     with opened(config, console, storage, catalog, product="features") as session:
         job = _job(config, session, product)
         session.sweep()

@@ -28,7 +28,7 @@ from mer_batch.enrich import (
     publish,
 )
 from mer_batch.errors import ConfigError
-from mer_batch.ledger import reject_reasons
+from mer_batch.ledger import held_id_type, reject_reasons
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
@@ -125,7 +125,12 @@ def run(
     began = time.monotonic()
     storage = Storage(config.storage)
     checkpoint = read_checkpoint(config.model.uri, storage)
-    catalog = read_catalog(config.catalog, storage, taken_names=config.enriched_names())
+    catalog = read_catalog(
+        config.catalog,
+        storage,
+        taken_names=config.enriched_names(),
+        held_type=lambda: held_id_type(storage, parse_uri(config.output.uri)),
+    )
     with opened(config, console, storage, catalog, product="scores") as session:
         job = _job(config, session, checkpoint)
         session.sweep()

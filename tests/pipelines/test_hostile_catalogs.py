@@ -54,6 +54,24 @@ def test_any_id_goes_all_the_way(tag: Tag, music: Path, tmp_path: Path) -> None:
     assert set(statuses(mended).values()) == {"scored"}
 
 
+def test_csv_ids_keep_their_type_whatever_ids_come_and_go(
+    tag: Tag, music: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.csv"
+
+    def night(*ids: str, output: str) -> Tagged:
+        path.write_text("track_id,audio_uri\n" + "".join(f"{i},music/{CALM}\n" for i in ids))
+        return tag(path, output={"uri": str(tmp_path / output)})
+
+    assert set(statuses(night("0", "1", "A7", output="text"))) == {"0", "1", "A7"}
+    fewer = night("0", "1", output="text")
+    assert set(statuses(fewer)) == {"0", "1"}
+    assert fewer.summary.n_tried == 0
+    assert set(statuses(night("0", "1", output="whole"))) == {0, 1}
+    with pytest.raises(CatalogError, match=r"1 ids that are not int64 .* 'A7'; mend them"):
+        night("0", "1", "A7", output="whole")
+
+
 @pytest.fixture
 def catalog(
     place: Place, music: Path, request: pytest.FixtureRequest
