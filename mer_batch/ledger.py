@@ -107,19 +107,7 @@ class Ledger:
         location = self._output.child(name)
         table = open_table(self._storage, location)
         if table is None and name in (self._product, "rejects"):
-            try:
-                DeltaTable.create(
-                    table_uri(location),
-                    schema=Schema.from_arrow(_SCHEMAS[name](self._id_type)),
-                    mode="ignore",
-                    storage_options=self._storage.delta_options(location),
-                )
-            except (DeltaError, OSError) as error:
-                # The answer may be lost and the table made.
-                if not location.is_s3 or open_table(self._storage, location) is None:
-                    raise StorageError(
-                        f"cannot open the table {location.uri!r}: {self._storage.explain(error)}"
-                    ) from error
+            self._make(name, location)
             if not location.is_s3:
                 flush_commit(location, 0)
             reach("table_made")
@@ -133,6 +121,28 @@ class Ledger:
                 "use another output.uri"
             )
         return table
+
+    def _make(self, name: str, location: Location) -> None:
+        """Make a table, once: somebody else may be faster, or the answer be lost."""
+        began, n_failed = time.monotonic(), 0
+        while True:
+            try:
+                DeltaTable.create(
+                    table_uri(location),
+                    schema=Schema.from_arrow(_SCHEMAS[name](self._id_type)),
+                    mode="ignore",
+                    storage_options=self._storage.delta_options(location),
+                )
+                return
+            except (DeltaError, OSError) as error:
+                n_failed += 1
+                if location.is_s3 and open_table(self._storage, location) is not None:
+                    return
+                if not self._may_pass(error, n_failed, time.monotonic() - began):
+                    raise StorageError(
+                        f"cannot open the table {location.uri!r}: {self._storage.explain(error)}"
+                    ) from error
+            self._wait(n_failed)
 
     # ------------------------------------------------------------------ reading
 
@@ -360,9 +370,12 @@ class Ledger:
                         f"cannot commit to {self._output.child(name).uri!r}: "
                         f"{self._storage.explain(error)}"
                     ) from error
-            if self._output.is_s3:
-                time.sleep(random.uniform(0, min(_MAX_WAIT_SECONDS, 0.1 * 2**n_failed)))
+            self._wait(n_failed)
         self._keep(name)
+
+    def _wait(self, n_failed: int) -> None:
+        if self._output.is_s3:
+            time.sleep(random.uniform(0, min(_MAX_WAIT_SECONDS, 0.1 * 2**n_failed)))
 
     def _may_pass(self, error: Exception, n_failed: int, seconds: float) -> bool:
         """Whether a commit that failed is worth another try."""

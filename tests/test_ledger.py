@@ -490,13 +490,16 @@ def test_a_commit_is_done_once_whatever_becomes_of_its_answer(
         assert len(log) == 2 + n_commits, "made, fenced, and each commit once"
 
 
-def test_a_table_whose_making_got_no_answer_is_made_once(
-    behind: Place, faulty: FaultyStore
+@pytest.mark.parametrize("fault", ["lose_answer", "reset", "SlowDown"])
+def test_a_table_whose_making_failed_is_made_once(
+    behind: Place, faulty: FaultyStore, fault: str
 ) -> None:
-    faulty.add("lose_answer", methods="PUT", n=1)
+    faulty.add(fault, methods="PUT", key="_delta_log", n=2)
     ledger = open_ledger(behind)
     assert scored_ids(ledger) == []
-    assert faulty.suffered["lose_answer"] == 1
+    assert faulty.suffered[fault] == 2
+    ledger.commit_parts([write_part(behind, "r1", "p1", ["a"])], run_id="r1", sequence=1)
+    assert scored_ids(open_ledger(behind, generation=2)) == ["a"]
 
 
 def test_a_stale_listing_is_waited_for(behind: Place, faulty: FaultyStore) -> None:
