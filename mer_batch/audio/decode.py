@@ -238,6 +238,11 @@ def _bare(audio_bytes: bytes, container: Container) -> bytes:
 
 def _misleads(stream: MpegStream) -> bool:
     """Whether the decoder, going by the stream's own header, would stop before its end."""
+    if stream.is_tag_audio:
+        # It expects frames of the tag's length, and stops early where those of the stream are
+        # shorter.
+        n_bytes = stream.end - stream.offset
+        return stream.n_bitrates > 1 and stream.tag_bytes * (stream.n_frames + 1) > n_bytes
     if stream.promised_seconds is None:
         return stream.n_bitrates > 1
     return _is_short_of(stream.promised_seconds, stream.seconds)

@@ -94,8 +94,11 @@ class MpegStream:
         Samples that a Xing, Info or VBRI tag claims, encoder delay and padding taken off.
     tag_bytes : int
         Length of the first frame where it is such a tag; 0 where it is audio.
+    is_tag_audio : bool
+        Whether it is a tag that libmpg123 does not know: then it decodes that frame as audio.
     n_bitrates : int
-        How many different bitrates the frames have; more than one means variable bitrate.
+        How many different bitrates the frames have that are decoded; more than one means
+        variable bitrate.
     n_resyncs : int
         How often the chain of frames broke and was found again: damage.
     other_rates : dict of int to int
@@ -109,6 +112,7 @@ class MpegStream:
     n_samples: int
     promised_samples: int | None
     tag_bytes: int
+    is_tag_audio: bool
     n_bitrates: int
     n_resyncs: int
     other_rates: dict[int, int]
@@ -154,7 +158,7 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
         return None
     first_key = data[offset + 1] << 8 | data[offset + 2]
     sample_rate, samples_per_frame = _RATES[first_key], _SAMPLES[first_key]
-    has_tag, promised = _read_tag(data, offset, samples_per_frame)
+    tag = _read_tag(data, offset, samples_per_frame)
 
     by_key: dict[int, int] = {}
     n_resyncs = 0
@@ -175,8 +179,10 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
         n_resyncs += 1
         position = following
 
-    if has_tag and by_key:
+    is_tag_audio = tag is not None and not tag.is_known
+    if tag is not None:
         by_key[first_key] -= 1
+    bitrates = {(key >> 4) & 15 for key, n in by_key.items() if n or is_tag_audio}
     other_rates: dict[int, int] = {}
     n_samples = 0
     for key, count in by_key.items():
@@ -190,9 +196,10 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
         sample_rate=sample_rate,
         n_frames=sum(by_key.values()),
         n_samples=n_samples,
-        promised_samples=promised,
-        tag_bytes=_LENGTHS[first_key] if has_tag else 0,
-        n_bitrates=len({(key >> 4) & 15 for key, count in by_key.items() if count}),
+        promised_samples=None if tag is None else tag.promised_samples,
+        tag_bytes=0 if tag is None else _LENGTHS[first_key],
+        is_tag_audio=is_tag_audio,
+        n_bitrates=len(bitrates),
         n_resyncs=n_resyncs,
         other_rates=other_rates,
     )
@@ -286,21 +293,32 @@ def _chains(data: bytes, position: int, key: int) -> bool:
     return True
 
 
-def _read_tag(data: bytes, offset: int, samples_per_frame: int) -> tuple[bool, int | None]:
-    """Whether the first frame is a Xing/Info/VBRI tag, and the samples that it promises."""
+@dataclass(frozen=True)
+class _Tag:
+    """A first frame that holds a description of the stream in place of audio."""
+
+    promised_samples: int | None
+    is_known: bool  # to libmpg123
+
+
+def _read_tag(data: bytes, offset: int, samples_per_frame: int) -> _Tag | None:
+    """The first frame's Xing, Info or VBRI tag; None where it is audio."""
     version, layer = (data[offset + 1] >> 3) & 3, 4 - ((data[offset + 1] >> 1) & 3)
     if layer != 3:
-        return False, None
+        return None
     mono = data[offset + 3] >> 6 == 3
     side_bytes = (17 if mono else 32) if version == 3 else (9 if mono else 17)
     if data[offset + 36 : offset + 40] == b"VBRI" and len(data) >= offset + 54:
         (n_frames,) = struct.unpack_from(">I", data, offset + 36 + 14)
-        return True, n_frames * samples_per_frame
-    # A checksum, where there is one, lies between the header and the side information.
-    for tag in (offset + 4 + side_bytes, offset + 6 + side_bytes):
+        return _Tag(n_frames * samples_per_frame, is_known=False)
+    # Some write it two bytes further on, behind a checksum: there libmpg123 does not look for it,
+    # nor where the side information that it stands in for is not empty.
+    place = offset + 4 + side_bytes
+    for tag in (place, place + 2):
         if data[tag : tag + 4] in (b"Xing", b"Info") and len(data) >= tag + 8:
-            return True, _xing_samples(data, tag, samples_per_frame)
-    return False, None
+            is_known = tag == place and not any(data[offset + 6 : tag])
+            return _Tag(_xing_samples(data, tag, samples_per_frame), is_known)
+    return None
 
 
 def _xing_samples(data: bytes, tag: int, samples_per_frame: int) -> int | None:

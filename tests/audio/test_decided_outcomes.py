@@ -52,6 +52,25 @@ def free_format(waveform: np.ndarray) -> bytes:
     return b"".join(frame[:2] + bytes([frame[2] & 0x0F]) + frame[3:] for frame in whole)
 
 
+def tagged(stream: bytes, n_empty: int, tag: bytes) -> bytes:
+    """A stereo stream at 44.1 kHz behind a tag in a frame of 320 kbit/s."""
+    head = stream[:2] + bytes([0xE0 | stream[2] & 0x0C, stream[3]])
+    return (head + bytes(n_empty) + tag).ljust(1_044, b"\0") + stream
+
+
+def vbri(stream: bytes) -> bytes:
+    """The tag of the Fraunhofer encoder, which libmpg123 does not know."""
+    found = inspect_mpeg(stream)
+    assert found is not None
+    return tagged(stream, 32, b"VBRI" + bytes(10) + struct.pack(">I", found.n_frames))
+
+
+def xing(stream: bytes, n_empty: int = 32) -> bytes:
+    found = inspect_mpeg(stream)
+    assert found is not None
+    return tagged(stream, n_empty, b"Xing" + struct.pack(">II", 1, found.n_frames))
+
+
 def layer_one(seconds: float) -> bytes:
     """MPEG-1 Layer I, mono, 44.1 kHz, 128 kbit/s: noise in four of the bands."""
     rng = random.Random(0)
@@ -144,6 +163,7 @@ def with_value(value: float, subtype: str = "FLOAT") -> bytes:
 PCM = wav(MUSIC, subtype="PCM_16")
 INFO = mp3(MUSIC)
 MONO, BOTH = without_tag(mp3(MUSIC)), without_tag(mp3(STEREO))
+SOFT = without_tag(mp3(STEREO, mode="VARIABLE", quality=0.9))
 APE = b"APETAGEX" + struct.pack("<4I8x", 2_000, 32, 0, 2**31)
 LOUD_THEN_SOFT = without_tag(mp3(MUSIC, quality=0.0)) + without_tag(mp3(MUSIC, quality=0.99))
 OPUS = wav(MUSIC, 48_000, kind="OGG", subtype="OPUS")
@@ -202,6 +222,13 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("no frames in a tag", lambda: claim(INFO, b"Info", 8, 0), 4.05),
     ("few frames in a tag", lambda: claim(INFO, b"Info", 8, 40), 4.05),
     ("a tag without a count", lambda: claim(INFO, b"Info", 4, 0), 4.05),
+    ("a VBRI tag", lambda: vbri(SOFT), 4.0),
+    ("a VBRI tag before constant bitrate", lambda: vbri(BOTH), 4.0),
+    ("a VBRI tag, cut", lambda: vbri(SOFT)[: len(SOFT) * 3 // 4], "truncated"),
+    ("a tag behind a checksum", lambda: xing(SOFT, 34), 4.0),
+    ("a tag behind a checksum, cut", lambda: xing(SOFT, 34)[: len(SOFT) * 3 // 4], "truncated"),
+    ("a tag that is not alone", lambda: xing(SOFT).replace(bytes(32) + b"Xing",
+                                                           bytes(31) + b"xXing"), 4.0),
     ("WAV: more than there is", lambda: claim(PCM, b"data", 4, 2**30, "<I"), "truncated"),
     ("WAV: written to a pipe", lambda: claim(PCM, b"data", 4, 2**32 - 1, "<I"), 4.0),
     ("WAV: never finished", lambda: claim(PCM, b"data", 4, 0, "<I"), 4.0),
