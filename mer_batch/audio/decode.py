@@ -147,7 +147,7 @@ def decode_blocks(
         )
     stream, container = _inspect(audio_bytes)
     if stream is not None:
-        _check_headers(stream, limits)
+        _check_headers(stream, limits, expected_seconds)
     if container is not None:
         _check_container(container)
     file = _Source(_without_tags(audio_bytes, stream, container))
@@ -217,10 +217,11 @@ def _without_tags(
         return _bare(audio_bytes, container)
     if stream is None:
         return audio_bytes
+    frames = stream.frames(audio_bytes)
     if _misleads(stream):
-        frames = audio_bytes[stream.offset + stream.tag_bytes : stream.end]
+        frames = frames[stream.tag_bytes :]
         return xing_frame(frames, stream) + frames
-    return audio_bytes[stream.offset : stream.end]
+    return frames
 
 
 def _bare(audio_bytes: bytes, container: Container) -> bytes:
@@ -241,8 +242,8 @@ def _misleads(stream: MpegStream) -> bool:
     if stream.is_tag_audio:
         # It expects frames of the tag's length, and stops early where those of the stream are
         # shorter.
-        n_bytes = stream.end - stream.offset
-        return stream.n_bitrates > 1 and stream.tag_bytes * (stream.n_frames + 1) > n_bytes
+        expected_bytes = stream.tag_bytes * (stream.n_frames + 1)
+        return stream.n_bitrates > 1 and expected_bytes > stream.n_bytes
     if stream.promised_seconds is None:
         return stream.n_bitrates > 1
     return _is_short_of(stream.promised_seconds, stream.seconds)
@@ -410,8 +411,9 @@ def _check_container(container: Container) -> None:
         )
 
 
-def _check_headers(stream: MpegStream, limits: AudioLimits) -> None:
+def _check_headers(stream: MpegStream, limits: AudioLimits, expected: float | None) -> None:
     """Refuse what the frame headers already show, before anything is decoded."""
+    is_length_told = stream.promised_seconds is not None or expected is not None
     if _is_short_of(stream.seconds, stream.promised_seconds):
         raise AudioError(
             "truncated",
@@ -421,11 +423,16 @@ def _check_headers(stream: MpegStream, limits: AudioLimits) -> None:
         raise AudioError(
             "too_long", f"{stream.seconds:.0f} s, more than max_seconds={limits.max_seconds:g}"
         )
-    for rate, n_samples in stream.other_rates.items():
-        # Such a stream has no single time axis.
-        if n_samples / rate > TOLERANCE_SECONDS:
-            raise AudioError(
-                "decode_error",
-                f"the sample rate changes within the stream: {stream.sample_rate} Hz, then "
-                f"{n_samples / rate:.2f} s at {rate} Hz",
-            )
+    if stream.other_seconds > TOLERANCE_SECONDS:
+        # Such a stream has no single time axis, or no single number of channels.
+        raise AudioError(
+            "decode_error",
+            f"{stream.other_seconds:.2f} s of frames of another rate, layer or number of channels "
+            f"than the {stream.seconds:.2f} s at {stream.sample_rate} Hz",
+        )
+    if stream.stray_seconds > TOLERANCE_SECONDS and not is_length_told:
+        raise AudioError(
+            "decode_error",
+            f"{stream.stray_bytes:,} bytes between the frames are none: {stream.stray_seconds:.2f} "
+            "s may be missing, and neither a tag nor the catalog tells",
+        )

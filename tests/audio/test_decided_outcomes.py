@@ -164,6 +164,10 @@ PCM = wav(MUSIC, subtype="PCM_16")
 INFO = mp3(MUSIC)
 MONO, BOTH = without_tag(mp3(MUSIC)), without_tag(mp3(STEREO))
 SOFT = without_tag(mp3(STEREO, mode="VARIABLE", quality=0.9))
+FRAMES = frames_of(mp3(MUSIC, 48_000))
+HALVES = b"".join(FRAMES[:70]), b"".join(FRAMES[70:])
+JUNK = random.Random(3).randbytes(40 * len(FRAMES[0]))
+TWO_CHANNELS = b"".join(frames_of(mp3(STEREO, 48_000))[20:32])
 APE = b"APETAGEX" + struct.pack("<4I8x", 2_000, 32, 0, 2**31)
 LOUD_THEN_SOFT = without_tag(mp3(MUSIC, quality=0.0)) + without_tag(mp3(MUSIC, quality=0.99))
 OPUS = wav(MUSIC, 48_000, kind="OGG", subtype="OPUS")
@@ -213,6 +217,11 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("mono, then stereo", lambda: MONO + BOTH, "decode_error"),
     ("stereo, then mono", lambda: BOTH + MONO, "decode_error"),
     ("Layer III, then I", lambda: MONO + layer_one(3), "decode_error"),
+    ("junk within, all frames there", lambda: HALVES[0] + JUNK + HALVES[1], 3.67),
+    ("junk within, no tag", lambda: HALVES[0][len(FRAMES[0]) :] + JUNK + HALVES[1], "decode_error"),
+    ("a second overwritten", lambda: HALVES[0] + JUNK + HALVES[1][len(JUNK) :], "truncated"),
+    ("0.2 s of another rate", lambda: HALVES[0] + MONO[:4_000] + HALVES[1], 3.67),
+    ("0.3 s of other channels", lambda: HALVES[0] + TWO_CHANNELS + HALVES[1], 3.67),
     ("two files in one", lambda: INFO + INFO, 8.05),
     ("one frame", lambda: frames_of(mp3(MUSIC, 48_000))[5], "too_short"),
     ("a tag frame alone", lambda: mp3(MUSIC, 48_000)[: len(frames_of(mp3(MUSIC, 48_000))[0])],
@@ -290,6 +299,27 @@ def test_decided(made: Callable[[], bytes], decided: str | float) -> None:
     else:
         # Without an encoder's tag its delay and padding count as well: a twentieth of a second.
         assert outcome == pytest.approx(decided, abs=0.15)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {  # from where it strikes on
+    "the mark of a frame": lambda rest: b"\0" + rest[1:],
+    "a sector": lambda rest: rest[:100] + bytes(512) + rest[612:],
+    "another mode": lambda rest: rest[:3] + bytes([rest[3] ^ 0xC0]) + rest[4:],
+    "another rate": lambda rest: rest[:2] + bytes([rest[2] ^ 0x04]) + rest[3:],
+    "another layer": lambda rest: rest[:1] + bytes([rest[1] ^ 0x06]) + rest[2:],
+    "another bitrate": lambda rest: rest[:2] + bytes([rest[2] ^ 0x10]) + rest[3:],
+    "junk put in": lambda rest: random.Random(4).randbytes(400) + rest,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("n_skipped", [0, 1])
+def test_a_damaged_frame_costs_that_frame_alone(damage: str, n_skipped: int) -> None:
+    """Wherever it is, with the encoder's tag and without."""
+    for at in range(8, len(FRAMES) - 8, 15):
+        spoilt = DAMAGES[damage](b"".join(FRAMES[at:]))
+        outcome = outcome_of(b"".join(FRAMES[n_skipped:at]) + spoilt)
+        assert outcome == pytest.approx(3.67, abs=0.15), at
 
 
 WITH_A_LENGTH = {
