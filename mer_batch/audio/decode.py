@@ -244,9 +244,9 @@ def _misleads(stream: MpegStream) -> bool:
         # shorter.
         expected_bytes = stream.tag_bytes * (stream.n_frames + 1)
         return stream.n_bitrates > 1 and expected_bytes > stream.n_bytes
-    if stream.promised_seconds is None:
+    if stream.promised_samples is None:
         return stream.n_bitrates > 1
-    return _is_short_of(stream.promised_seconds, stream.seconds)
+    return _is_short_of(stream.promised_samples / stream.sample_rate, stream.seconds)
 
 
 def _open(file: io.BytesIO, container: Container | None) -> _ForwardFile:

@@ -102,6 +102,8 @@ class MpegStream:
         Samples per channel in them.
     promised_samples : int or None
         Samples that a Xing, Info or VBRI tag claims, encoder delay and padding taken off.
+    promised_bytes : int or None
+        Length that a Xing or Info tag claims which counts no frames, the tag frame counted in.
     tag_bytes : int
         Length of the first frame where it is such a tag; 0 where it is audio.
     is_tag_audio : bool
@@ -122,6 +124,7 @@ class MpegStream:
     n_frames: int
     n_samples: int
     promised_samples: int | None
+    promised_bytes: int | None
     tag_bytes: int
     is_tag_audio: bool
     n_bitrates: int
@@ -141,7 +144,11 @@ class MpegStream:
     @property
     def promised_seconds(self) -> float | None:
         """Duration that the file's own tag claims [s], None without a tag that says."""
-        return None if self.promised_samples is None else self.promised_samples / self.sample_rate
+        if self.promised_samples is not None:
+            return self.promised_samples / self.sample_rate
+        if self.promised_bytes is not None:
+            return self.promised_bytes * self.seconds / self.n_bytes
+        return None
 
     @property
     def n_bytes(self) -> int:
@@ -233,6 +240,7 @@ def _describe(data: bytes, positions: npt.NDArray[np.int64], end: int) -> MpegSt
         n_frames=n_frames,
         n_samples=n_frames * _SAMPLES[first_key],
         promised_samples=None if tag is None else tag.promised_samples,
+        promised_bytes=None if tag is None else tag.promised_bytes,
         tag_bytes=0 if tag is None else _LENGTHS[first_key],
         is_tag_audio=is_tag_audio,
         n_bitrates=int(np.count_nonzero(np.bincount(decoded >> 4 & 15))),
@@ -343,6 +351,7 @@ class _Tag:
     """A first frame that holds a description of the stream in place of audio."""
 
     promised_samples: int | None
+    promised_bytes: int | None
     is_known: bool  # to libmpg123
 
 
@@ -355,14 +364,15 @@ def _read_tag(data: bytes, offset: int, samples_per_frame: int) -> _Tag | None:
     side_bytes = (17 if mono else 32) if version == 3 else (9 if mono else 17)
     if data[offset + 36 : offset + 40] == b"VBRI" and len(data) >= offset + 54:
         (n_frames,) = struct.unpack_from(">I", data, offset + 36 + 14)
-        return _Tag(n_frames * samples_per_frame, is_known=False)
+        return _Tag(n_frames * samples_per_frame, None, is_known=False)
     # Some write it two bytes further on, behind a checksum: there libmpg123 does not look for it,
     # nor where the side information that it stands in for is not empty.
     place = offset + 4 + side_bytes
     for tag in (place, place + 2):
         if data[tag : tag + 4] in (b"Xing", b"Info") and len(data) >= tag + 8:
             is_known = tag == place and not any(data[offset + 6 : tag])
-            return _Tag(_xing_samples(data, tag, samples_per_frame), is_known)
+            promised_samples = _xing_samples(data, tag, samples_per_frame)
+            return _Tag(promised_samples, _xing_bytes(data, tag), is_known)
     return None
 
 
@@ -378,3 +388,11 @@ def _xing_samples(data: bytes, tag: int, samples_per_frame: int) -> int | None:
         packed = int.from_bytes(data[lame + 21 : lame + 24], "big")
         trimmed = (packed >> 12) + (packed & 0xFFF)
     return max(0, n_frames * samples_per_frame - trimmed)
+
+
+def _xing_bytes(data: bytes, tag: int) -> int | None:
+    """The length where that stands in place of the number of frames."""
+    (flags,) = struct.unpack_from(">I", data, tag + 4)
+    if flags & 3 != 2 or len(data) < tag + 12:
+        return None
+    return int(struct.unpack_from(">I", data, tag + 8)[0])

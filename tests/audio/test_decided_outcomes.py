@@ -71,6 +71,11 @@ def xing(stream: bytes, n_empty: int = 32) -> bytes:
     return tagged(stream, n_empty, b"Xing" + struct.pack(">II", 1, found.n_frames))
 
 
+def xing_of_bytes(stream: bytes) -> bytes:
+    """A tag that counts bytes, but no frames."""
+    return tagged(stream, 32, b"Xing" + struct.pack(">II", 2, 1_044 + len(stream)))
+
+
 def layer_one(seconds: float) -> bytes:
     """MPEG-1 Layer I, mono, 44.1 kHz, 128 kbit/s: noise in four of the bands."""
     rng = random.Random(0)
@@ -236,6 +241,9 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("a VBRI tag, cut", lambda: vbri(SOFT)[: len(SOFT) * 3 // 4], "truncated"),
     ("a tag behind a checksum", lambda: xing(SOFT, 34), 4.0),
     ("a tag behind a checksum, cut", lambda: xing(SOFT, 34)[: len(SOFT) * 3 // 4], "truncated"),
+    ("a tag that counts bytes", lambda: xing_of_bytes(SOFT), 4.0),
+    ("a tag that counts bytes, cut", lambda: xing_of_bytes(SOFT)[: len(SOFT) * 3 // 4],
+     "truncated"),
     ("a tag that is not alone", lambda: xing(SOFT).replace(bytes(32) + b"Xing",
                                                            bytes(31) + b"xXing"), 4.0),
     ("WAV: more than there is", lambda: claim(PCM, b"data", 4, 2**30, "<I"), "truncated"),
