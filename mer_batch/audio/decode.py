@@ -127,7 +127,7 @@ def decode_blocks(
         Rate of the blocks [Hz]; a file at another rate is converted.
     limits : AudioLimits
     expected_seconds : float, optional
-        The duration that the catalog states [s].
+        The duration that the catalog states [s]; one that is not finite counts as none.
 
     Returns
     -------
@@ -145,6 +145,8 @@ def decode_blocks(
         raise AudioError(
             "too_large", f"{len(audio_bytes):,} bytes, more than max_bytes={limits.max_bytes:,}"
         )
+    if expected_seconds is not None and not np.isfinite(expected_seconds):
+        expected_seconds = None
     stream, container = _inspect(audio_bytes)
     if stream is not None:
         _check_headers(stream, limits, expected_seconds)
@@ -392,7 +394,7 @@ def _check_whole(
         )
     if _is_short_of(seconds, expected):
         raise AudioError(
-            "truncated", f"{seconds:.2f} s of the {expected:.2f} s that the catalog promises"
+            "truncated", f"{seconds:.2f} s of the {expected:g} s that the catalog promises"
         )
 
 

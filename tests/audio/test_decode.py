@@ -203,6 +203,23 @@ def test_a_cut_file_without_a_header_is_truncated_by_the_catalog() -> None:
     )
 
 
+@pytest.mark.parametrize("expected", [float("nan"), float("inf"), float("-inf"), 0.0, -5.0])
+def test_a_duration_that_says_nothing_cuts_nothing(expected: float) -> None:
+    limits = AudioLimits()
+    seconds = decode_blocks(
+        MUSIC, lambda b: None, sample_rate=44_100, limits=limits, expected_seconds=expected
+    )
+    assert seconds == pytest.approx(2, abs=0.1)
+
+
+def test_an_absurd_duration_is_told_in_few_words() -> None:
+    with pytest.raises(AudioError, match=r"of the 1e\+308 s that the catalog") as caught:
+        decode_blocks(
+            MUSIC, lambda b: None, sample_rate=44_100, limits=AudioLimits(), expected_seconds=1e308
+        )
+    assert len(caught.value.message) < 100
+
+
 def test_a_header_that_lies_allocates_nothing() -> None:
     whole = mp3(sine(3), mode="VARIABLE")
     at = whole.index(b"Xing") if b"Xing" in whole else whole.index(b"Info")
