@@ -55,8 +55,9 @@ class Container:
         How much of it is there [bytes].
     begin : int
         Where the audio begins [bytes]; 0 where that is not looked for.
-    unfilled : int or None
-        Where the length of the audio should stand and a zero does, that nobody has come back to.
+    unfilled : tuple of (int, bytes) or None
+        Where the length of the audio should stand that nobody has come back to fill in, and what
+        should: libsndfile keeps to a zero, and does not read a CAF of unknown length.
     is_mpeg : bool
         Whether the audio is an MPEG stream, as in a WAV file of that format.
     ends : bool
@@ -74,7 +75,7 @@ class Container:
     claimed_bytes: int | None = None
     present_bytes: int = 0
     begin: int = 0
-    unfilled: int | None = None
+    unfilled: tuple[int, bytes] | None = None
     is_mpeg: bool = False
     ends: bool = True
     has_end_mark: bool = True
@@ -113,6 +114,7 @@ class _Layout:
 
 
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_LITTLE_LONG = struct.Struct("<Q")
 _LITTLE, _BIG = struct.Struct("<4sI"), struct.Struct(">4sI")
 _LAYOUTS = {
     b"RIFF": _Layout(12, _LITTLE, b"data", 2),
@@ -127,28 +129,28 @@ _LAYOUTS = {
 def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
     """Walk the chunks up to the one that holds the audio."""
     magic, code, foreign, long_size = data[offset : offset + 4], 0, None, None
+    field = struct.Struct(layout.head.format[0] + layout.head.format[-1])
     for name, position, size in _chunks(data, offset + layout.begin, layout):
         if name == b"ds64" and len(data) >= position + 16:
-            (long_size,) = struct.unpack_from("<Q", data, position + 8)
+            long_at = position + 8
+            (long_size,) = _LITTLE_LONG.unpack_from(data, long_at)
         if name == b"fmt " and len(data) >= position + 2:
             (code,) = struct.unpack_from(layout.head.format[0] + "H", data, position)
             foreign = None if code in _WAV_FORMATS else f"WAV of format {code:#06x}"
         if name == layout.audio:
-            field_bytes = layout.head.size - len(name)
-            is_unfilled = (
+            at, present_bytes = position - field.size, len(data) - position
+            if size == 0xFFFF_FFFF and long_size is not None:
+                size, at, field = long_size, long_at, _LITTLE_LONG
+            is_open = size == -1 or (
                 size == 0 and layout.audio == b"data" and _is_audio(data, position, layout)
             )
-            if size == 0xFFFF_FFFF and long_size is not None:
-                size, field_bytes = long_size, 8
-            if is_unfilled:
-                size = len(data) - position
-            is_known = 0 <= size < _UNKNOWN_FROM[field_bytes] and not is_unfilled
+            unknown_from = _UNKNOWN_FROM[field.size]
             return Container(
                 magic,
-                claimed_bytes=size if is_known else None,
-                present_bytes=max(0, min(size, len(data) - position)),
+                claimed_bytes=size if 0 <= size < unknown_from and not is_open else None,
+                present_bytes=max(0, present_bytes if is_open else min(size, present_bytes)),
                 begin=position,
-                unfilled=position - field_bytes if is_unfilled else None,
+                unfilled=(at, field.pack(min(present_bytes, unknown_from))) if is_open else None,
                 is_mpeg=code == _WAV_MPEG,
                 foreign_codec=foreign,
             )
@@ -186,7 +188,11 @@ def _au(data: bytes, offset: int) -> Container:
     begin, size = struct.unpack_from(">II", data, offset + 4)
     behind = max(0, len(data) - offset - begin)
     if size == 0 and behind:
-        return Container(b".snd", present_bytes=behind, unfilled=offset + 8)
+        return Container(
+            b".snd",
+            present_bytes=behind,
+            unfilled=(offset + 8, struct.pack(">I", min(behind, _UNKNOWN_FROM[4]))),
+        )
     claimed = size if size < _UNKNOWN_FROM[4] else None
     return Container(b".snd", claimed, min(size, behind))
 

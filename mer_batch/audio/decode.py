@@ -233,9 +233,9 @@ def _bare(audio_bytes: bytes, container: Container) -> bytes:
         end -= _ID3V1_BYTES  # behind a stream of unknown length libFLAC takes it for damage
     if container.magic == b"riff" and container.claimed_bytes is not None:
         end = container.begin + container.claimed_bytes  # libsndfile reads W64 to the file's end
-    if (at := container.unfilled) is not None:
-        # To a length of zero libsndfile keeps; one that is unknown it takes from the file.
-        audio_bytes = audio_bytes[:at] + b"\xff" * 4 + audio_bytes[at + 4 :]
+    if container.unfilled is not None:
+        at, length = container.unfilled
+        audio_bytes = audio_bytes[:at] + length + audio_bytes[at + len(length) :]
     return audio_bytes[after_id3v2(audio_bytes) : end]
 
 

@@ -166,6 +166,7 @@ def with_value(value: float, subtype: str = "FLOAT") -> bytes:
 
 
 PCM = wav(MUSIC, subtype="PCM_16")
+RF64, CAF = (wav(MUSIC, kind=kind, subtype="PCM_16") for kind in ("RF64", "CAF"))
 INFO = mp3(MUSIC)
 MONO, BOTH = without_tag(mp3(MUSIC)), without_tag(mp3(STEREO))
 SOFT = without_tag(mp3(STEREO, mode="VARIABLE", quality=0.9))
@@ -251,6 +252,9 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("WAV: never finished", lambda: claim(PCM, b"data", 4, 0, "<I"), 4.0),
     ("AU: never finished", lambda: claim(wav(MUSIC, kind="AU", subtype="PCM_16"), b".snd", 8, 0),
      4.0),
+    ("RF64: never finished", lambda: claim(RF64, b"ds64", 16, 0, "<Q"), 4.0),
+    ("CAF: written to a pipe", lambda: claim(CAF, b"data", 4, -1, ">q"), 4.0),
+    ("CAF: never finished", lambda: claim(CAF, b"data", 4, 0, ">q"), 4.0),
     ("WAV: empty", lambda: claim(PCM, b"data", 4, 0, "<I")[:44], "too_short"),
     ("WAV: tags alone", lambda: claim(PCM, b"data", 4, 0, "<I")[:44] + chunk(b"id3 ", PCM[44:]),
      "too_short"),
