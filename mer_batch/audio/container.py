@@ -1,4 +1,4 @@
-"""Read how long a WAV, AIFF, AU, CAF or Ogg file says it is, without decoding it.
+"""Read how long a WAV, AIFF, AU, CAF, FLAC or Ogg file says it is, without decoding it.
 
 libsndfile takes the length of such a file from its size: one that was cut decodes without an
 error. Its headers still say how many bytes of audio there were.
@@ -16,6 +16,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mer_batch.audio.flac import count_samples
+
 #: What the files that libsndfile recognises by their first bytes begin with; all else is looked
 #: at as MPEG.
 MAGICS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
@@ -32,6 +34,7 @@ _PAGE_BEGINS = [_OGG_PAGE[:n] for n in range(1, len(_OGG_PAGE))]
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4
 # What a FLAC stream begins with: its marker, and the head of the block that describes it.
 _FLAC_BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_FLAC_LENGTH, _FLAC_LENGTH_MASK = 21, 2**36 - 1
 _OGG_CODECS = {
     b"\x7fFLAC": "FLAC in Ogg",
     b"Speex   ": "Speex",
@@ -57,7 +60,8 @@ class Container:
         Where the audio begins [bytes]; 0 where that is not looked for.
     unfilled : tuple of (int, bytes) or None
         Where the length of the audio should stand that nobody has come back to fill in, and what
-        should: libsndfile keeps to a zero, and does not read a CAF of unknown length.
+        should: libsndfile keeps to a zero, and does not read a CAF of unknown length. So for a
+        FLAC that holds more than it claims.
     is_mpeg : bool
         Whether the audio is an MPEG stream, as in a WAV file of that format.
     ends : bool
@@ -97,7 +101,7 @@ def inspect_container(data: bytes, offset: int = 0) -> Container:
     if magic == b".snd":
         return _au(data, offset)
     if magic == b"fLaC":
-        return Container(magic, n_streams=max(1, len(_FLAC_BEGIN.findall(data, offset))))
+        return _flac(data, offset)
     layout = _LAYOUTS.get(magic)
     return Container(magic) if layout is None else _chunked(data, offset, layout)
 
@@ -180,6 +184,18 @@ def _is_audio(data: bytes, position: int, layout: _Layout) -> bool:
             return True
         end = begin + size
     return end not in (len(data), len(data) - 1)  # one byte may fill a chunk up
+
+
+def _flac(data: bytes, offset: int) -> Container:
+    n_streams = len(_FLAC_BEGIN.findall(data, offset))
+    unfilled = None
+    n_samples, at = count_samples(data, offset), offset + _FLAC_LENGTH
+    # Half of the first byte belongs to another field.
+    claimed = int.from_bytes(data[at : at + 5], "big") & _FLAC_LENGTH_MASK
+    if n_samples is not None and claimed < n_samples <= _FLAC_LENGTH_MASK:
+        other = data[at] & 0xF0
+        unfilled = at, (other << 32 | n_samples).to_bytes(5, "big")
+    return Container(b"fLaC", unfilled=unfilled, n_streams=max(1, n_streams))
 
 
 def _au(data: bytes, offset: int) -> Container:

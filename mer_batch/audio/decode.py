@@ -64,7 +64,6 @@ _UNSUPPORTED = (
 _CONTAINER_KINDS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
 _MPEG_KINDS = frozenset({"MP3"})
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-_ID3V1_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -229,8 +228,6 @@ def _without_tags(
 def _bare(audio_bytes: bytes, container: Container) -> bytes:
     """A container without the tags around it, as libsndfile takes it."""
     end = len(audio_bytes)
-    if container.magic == b"fLaC" and audio_bytes[-_ID3V1_BYTES:][:3] == b"TAG":
-        end -= _ID3V1_BYTES  # behind a stream of unknown length libFLAC takes it for damage
     if container.magic == b"riff" and container.claimed_bytes is not None:
         end = container.begin + container.claimed_bytes  # libsndfile reads W64 to the file's end
     if container.unfilled is not None:
