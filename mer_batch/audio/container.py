@@ -26,9 +26,10 @@ MAGICS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"
 _UNKNOWN_FROM = {4: 0x7FFF_0000, 8: 0x7FFF_FFFF_FFFF_0000}
 _MAX_CHUNKS = 10_000
 
-# What libsndfile decodes of WAV: PCM, ADPCM, float, A- and mu-law, GSM, G.721, MP3.
-_WAV_FORMATS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x40, 0x55, 0xFFFE}
-_WAV_MPEG = 0x55
+# What is decoded of WAV: PCM, ADPCM, float, A- and mu-law, GSM, G.721, MPEG Layers I to III.
+_WAV_MPEG = {0x50, 0x55}
+_WAV_FORMATS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x40, 0xFFFE} | _WAV_MPEG
+_CAF_FORMATS = {b"lpcm", b"alaw", b"ulaw"}
 _OGG_PAGE = b"OggS\0"
 _PAGE_BEGINS = [_OGG_PAGE[:n] for n in range(1, len(_OGG_PAGE))]
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4
@@ -132,7 +133,10 @@ _LAYOUTS = {
 
 def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
     """Walk the chunks up to the one that holds the audio."""
-    magic, code, foreign, long_size = data[offset : offset + 4], 0, None, None
+    magic, form = data[offset : offset + 4], data[offset + 8 : offset + 12]
+    is_mpeg, foreign, long_size = form == b"RMP3", None, None
+    if form == b"AVI ":
+        return Container(magic, foreign_codec="AVI")
     field = struct.Struct(layout.head.format[0] + layout.head.format[-1])
     for name, position, size in _chunks(data, offset + layout.begin, layout):
         if name == b"ds64" and len(data) >= position + 16:
@@ -140,7 +144,10 @@ def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
             (long_size,) = _LITTLE_LONG.unpack_from(data, long_at)
         if name == b"fmt " and len(data) >= position + 2:
             (code,) = struct.unpack_from(layout.head.format[0] + "H", data, position)
+            is_mpeg = code in _WAV_MPEG
             foreign = None if code in _WAV_FORMATS else f"WAV of format {code:#06x}"
+        if name == b"desc" and (codec := data[position + 8 : position + 12]) not in _CAF_FORMATS:
+            foreign = f"CAF of format {codec!r}"
         if name == layout.audio:
             at, present_bytes = position - field.size, len(data) - position
             if size == 0xFFFF_FFFF and long_size is not None:
@@ -155,7 +162,7 @@ def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
                 present_bytes=max(0, present_bytes if is_open else min(size, present_bytes)),
                 begin=position,
                 unfilled=(at, field.pack(min(present_bytes, unknown_from))) if is_open else None,
-                is_mpeg=code == _WAV_MPEG,
+                is_mpeg=is_mpeg,
                 foreign_codec=foreign,
             )
     return Container(magic, foreign_codec=foreign)

@@ -58,11 +58,17 @@ _UNSUPPORTED = (
     (0, b"FLV", "Flash video"),
     (0, b"MThd", "MIDI"),
     (0, b"ADIF", "AAC"),
+    (0, b"\x0b\x77", "AC-3"),
+    (0, b"\x7f\xfe\x80\x01", "DTS"),
+    (0, b"TTA", "True Audio"),
+    (0, b"\0\0\x01\xba", "MPEG program stream"),
+    (0, b"nut/multimedia container", "NUT"),
 )
 # libsndfile's names of what it has opened. It reads more containers; of those we could not tell
 # a cut file from a whole one.
 _CONTAINER_KINDS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
 _MPEG_KINDS = frozenset({"MP3"})
+_TS_PACKET_BYTES = 188  # each begins with a G
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
 
@@ -300,13 +306,18 @@ def _refusal(
             return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     if audio_bytes[0] == 0xFF and len(audio_bytes) > 1 and audio_bytes[1] & 0xF6 == 0xF0:
         return AudioError("unsupported_codec", "AAC (ADTS): not a kind that the decoder reads")
+    if audio_bytes[0] == 0x56 and len(audio_bytes) > 1 and audio_bytes[1] & 0xE0 == 0xE0:
+        return AudioError("unsupported_codec", "AAC (LATM): not a kind that the decoder reads")
+    if audio_bytes[: 4 * _TS_PACKET_BYTES : _TS_PACKET_BYTES] == b"GGGG":
+        name = "MPEG transport stream"
+        return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     if audio_bytes.startswith(_APPLE_DOUBLE):
         return AudioError("not_audio", "an AppleDouble file: what macOS keeps beside the real one")
     return AudioError("not_audio", f"no audio stream in {len(audio_bytes):,} bytes ({words})")
 
 
 def _container_refusal(container: Container, words: str, was_at_end: bool) -> AudioError:
-    if container.foreign_codec is not None:
+    if container.foreign_codec is not None and not container.is_cut:
         name = container.foreign_codec
         return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     # At a damaged FLAC frame the decoder gives up where it is; at one that is cut, at the end.

@@ -154,9 +154,9 @@ def between(ogg: bytes) -> bytes:
     return ogg[:at] + b"stray" + ogg[at:]
 
 
-def wav_of_mp3(stream: bytes) -> bytes:
+def wav_of_mp3(stream: bytes, code: int = 0x55) -> bytes:
     more = struct.pack("<HHIHHH", 12, 1, 2, 417, 1, 1393)
-    return riff(0x55, 1, 44_100, 8, stream, more)
+    return riff(code, 1, 44_100, 8, stream, more)
 
 
 def with_value(value: float, subtype: str = "FLOAT") -> bytes:
@@ -167,6 +167,7 @@ def with_value(value: float, subtype: str = "FLOAT") -> bytes:
 
 PCM = wav(MUSIC, subtype="PCM_16")
 RF64, CAF = (wav(MUSIC, kind=kind, subtype="PCM_16") for kind in ("RF64", "CAF"))
+ALAC = wav(MUSIC, kind="CAF", subtype="ALAC_16")
 FLAC = wav(MUSIC, kind="FLAC", subtype="PCM_16")
 PIPED = claim(FLAC, b"fLaC", 22, 0)
 INFO = mp3(MUSIC)
@@ -286,6 +287,11 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("WAV, MP3 without a tag inside", lambda: wav_of_mp3(LOUD_THEN_SOFT), 8.0),
     ("WAV, free format inside", lambda: wav_of_mp3(free_format(MUSIC)), 3.67),
     ("WAV, cut MP3 inside", lambda: wav_of_mp3(LOUD_THEN_SOFT)[:-30_000], "truncated"),
+    ("WAV, Layer I inside", lambda: wav_of_mp3(layer_one(3), 0x50), 3.0),
+    ("RIFF of an MP3", lambda: b"RIFF\0\0\0\0RMP3" + chunk(b"data", INFO), 4.0),
+    ("CAF, ALAC", lambda: ALAC, 4.0),
+    ("CAF, cut ALAC", lambda: ALAC[: len(ALAC) // 2], "truncated"),
+    ("CAF, AAC inside", lambda: CAF.replace(b"lpcm", b"aac "), "unsupported_codec"),
     ("WAV, AAC inside", lambda: riff(0xFF, 1, 44_100, 16, bytes(9_999)), "unsupported_codec"),
     ("Ogg, Opus", lambda: wav(MUSIC, 48_000, kind="OGG", subtype="OPUS"), 3.67),
     ("Ogg, Speex", lambda: ogg_of(b"Speex   1.2"), "unsupported_codec"),

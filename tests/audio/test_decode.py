@@ -152,6 +152,14 @@ def test_not_audio(data: bytes) -> None:
         bytes(4) + b"ftypM4A " + bytes(99),
         b"\xff\xf1\x50\x80" + bytes(99),
         b"wvpk" + bytes(99),
+        b"\x0b\x77" + bytes(99),
+        b"\x7f\xfe\x80\x01" + bytes(99),
+        b"TTA1" + bytes(99),
+        b"\0\0\x01\xba" + bytes(99),
+        b"nut/multimedia container\0" + bytes(99),
+        b"\x56\xe1" + bytes(99),
+        5 * (b"G" + bytes(187)),
+        b"RIFF\xff\0\0\0AVI LIST" + bytes(99),
     ],
 )
 def test_unsupported_codec(data: bytes) -> None:
