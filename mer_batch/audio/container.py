@@ -1,4 +1,4 @@
-"""Read how long a WAV, AIFF, AU, CAF or Ogg file says it is, without decoding it.
+"""Read how long a WAV, AIFF, AU, CAF, FLAC or Ogg file says it is, without decoding it.
 
 libsndfile takes the length of such a file from its size: one that was cut decodes without an
 error. Its headers still say how many bytes of audio there were.
@@ -16,6 +16,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mer_batch.audio.flac import count_samples
+
 #: What the files that libsndfile recognises by their first bytes begin with; all else is looked
 #: at as MPEG.
 MAGICS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
@@ -24,14 +26,16 @@ MAGICS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"
 _UNKNOWN_FROM = {4: 0x7FFF_0000, 8: 0x7FFF_FFFF_FFFF_0000}
 _MAX_CHUNKS = 10_000
 
-# What libsndfile decodes of WAV: PCM, ADPCM, float, A- and mu-law, GSM, G.721, MP3.
-_WAV_FORMATS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x40, 0x55, 0xFFFE}
-_WAV_MPEG = 0x55
+# What is decoded of WAV: PCM, ADPCM, float, A- and mu-law, GSM, G.721, MPEG Layers I to III.
+_WAV_MPEG = {0x50, 0x55}
+_WAV_FORMATS = {0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x40, 0xFFFE} | _WAV_MPEG
+_CAF_FORMATS = {b"lpcm", b"alaw", b"ulaw"}
 _OGG_PAGE = b"OggS\0"
 _PAGE_BEGINS = [_OGG_PAGE[:n] for n in range(1, len(_OGG_PAGE))]
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4
 # What a FLAC stream begins with: its marker, and the head of the block that describes it.
 _FLAC_BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_FLAC_LENGTH, _FLAC_LENGTH_MASK = 21, 2**36 - 1
 _OGG_CODECS = {
     b"\x7fFLAC": "FLAC in Ogg",
     b"Speex   ": "Speex",
@@ -55,8 +59,10 @@ class Container:
         How much of it is there [bytes].
     begin : int
         Where the audio begins [bytes]; 0 where that is not looked for.
-    unfilled : int or None
-        Where the length of the audio should stand and a zero does, that nobody has come back to.
+    unfilled : tuple of (int, bytes) or None
+        Where the length of the audio should stand that nobody has come back to fill in, and what
+        should: libsndfile keeps to a zero, and does not read a CAF of unknown length. So for a
+        FLAC that holds more than it claims.
     is_mpeg : bool
         Whether the audio is an MPEG stream, as in a WAV file of that format.
     ends : bool
@@ -74,7 +80,7 @@ class Container:
     claimed_bytes: int | None = None
     present_bytes: int = 0
     begin: int = 0
-    unfilled: int | None = None
+    unfilled: tuple[int, bytes] | None = None
     is_mpeg: bool = False
     ends: bool = True
     has_end_mark: bool = True
@@ -96,7 +102,7 @@ def inspect_container(data: bytes, offset: int = 0) -> Container:
     if magic == b".snd":
         return _au(data, offset)
     if magic == b"fLaC":
-        return Container(magic, n_streams=max(1, len(_FLAC_BEGIN.findall(data, offset))))
+        return _flac(data, offset)
     layout = _LAYOUTS.get(magic)
     return Container(magic) if layout is None else _chunked(data, offset, layout)
 
@@ -113,6 +119,7 @@ class _Layout:
 
 
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_LITTLE_LONG = struct.Struct("<Q")
 _LITTLE, _BIG = struct.Struct("<4sI"), struct.Struct(">4sI")
 _LAYOUTS = {
     b"RIFF": _Layout(12, _LITTLE, b"data", 2),
@@ -126,30 +133,36 @@ _LAYOUTS = {
 
 def _chunked(data: bytes, offset: int, layout: _Layout) -> Container:
     """Walk the chunks up to the one that holds the audio."""
-    magic, code, foreign, long_size = data[offset : offset + 4], 0, None, None
+    magic, form = data[offset : offset + 4], data[offset + 8 : offset + 12]
+    is_mpeg, foreign, long_size = form == b"RMP3", None, None
+    if form == b"AVI ":
+        return Container(magic, foreign_codec="AVI")
+    field = struct.Struct(layout.head.format[0] + layout.head.format[-1])
     for name, position, size in _chunks(data, offset + layout.begin, layout):
         if name == b"ds64" and len(data) >= position + 16:
-            (long_size,) = struct.unpack_from("<Q", data, position + 8)
+            long_at = position + 8
+            (long_size,) = _LITTLE_LONG.unpack_from(data, long_at)
         if name == b"fmt " and len(data) >= position + 2:
             (code,) = struct.unpack_from(layout.head.format[0] + "H", data, position)
+            is_mpeg = code in _WAV_MPEG
             foreign = None if code in _WAV_FORMATS else f"WAV of format {code:#06x}"
+        if name == b"desc" and (codec := data[position + 8 : position + 12]) not in _CAF_FORMATS:
+            foreign = f"CAF of format {codec!r}"
         if name == layout.audio:
-            field_bytes = layout.head.size - len(name)
-            is_unfilled = (
+            at, present_bytes = position - field.size, len(data) - position
+            if size == 0xFFFF_FFFF and long_size is not None:
+                size, at, field = long_size, long_at, _LITTLE_LONG
+            is_open = size == -1 or (
                 size == 0 and layout.audio == b"data" and _is_audio(data, position, layout)
             )
-            if size == 0xFFFF_FFFF and long_size is not None:
-                size, field_bytes = long_size, 8
-            if is_unfilled:
-                size = len(data) - position
-            is_known = 0 <= size < _UNKNOWN_FROM[field_bytes] and not is_unfilled
+            unknown_from = _UNKNOWN_FROM[field.size]
             return Container(
                 magic,
-                claimed_bytes=size if is_known else None,
-                present_bytes=max(0, min(size, len(data) - position)),
+                claimed_bytes=size if 0 <= size < unknown_from and not is_open else None,
+                present_bytes=max(0, present_bytes if is_open else min(size, present_bytes)),
                 begin=position,
-                unfilled=position - field_bytes if is_unfilled else None,
-                is_mpeg=code == _WAV_MPEG,
+                unfilled=(at, field.pack(min(present_bytes, unknown_from))) if is_open else None,
+                is_mpeg=is_mpeg,
                 foreign_codec=foreign,
             )
     return Container(magic, foreign_codec=foreign)
@@ -180,13 +193,29 @@ def _is_audio(data: bytes, position: int, layout: _Layout) -> bool:
     return end not in (len(data), len(data) - 1)  # one byte may fill a chunk up
 
 
+def _flac(data: bytes, offset: int) -> Container:
+    n_streams = len(_FLAC_BEGIN.findall(data, offset))
+    unfilled = None
+    n_samples, at = count_samples(data, offset), offset + _FLAC_LENGTH
+    # Half of the first byte belongs to another field.
+    claimed = int.from_bytes(data[at : at + 5], "big") & _FLAC_LENGTH_MASK
+    if n_samples is not None and claimed < n_samples <= _FLAC_LENGTH_MASK:
+        other = data[at] & 0xF0
+        unfilled = at, (other << 32 | n_samples).to_bytes(5, "big")
+    return Container(b"fLaC", unfilled=unfilled, n_streams=max(1, n_streams))
+
+
 def _au(data: bytes, offset: int) -> Container:
     if len(data) < offset + 12:
         return Container(b".snd")
     begin, size = struct.unpack_from(">II", data, offset + 4)
     behind = max(0, len(data) - offset - begin)
     if size == 0 and behind:
-        return Container(b".snd", present_bytes=behind, unfilled=offset + 8)
+        return Container(
+            b".snd",
+            present_bytes=behind,
+            unfilled=(offset + 8, struct.pack(">I", min(behind, _UNKNOWN_FROM[4]))),
+        )
     claimed = size if size < _UNKNOWN_FROM[4] else None
     return Container(b".snd", claimed, min(size, behind))
 

@@ -58,13 +58,18 @@ _UNSUPPORTED = (
     (0, b"FLV", "Flash video"),
     (0, b"MThd", "MIDI"),
     (0, b"ADIF", "AAC"),
+    (0, b"\x0b\x77", "AC-3"),
+    (0, b"\x7f\xfe\x80\x01", "DTS"),
+    (0, b"TTA", "True Audio"),
+    (0, b"\0\0\x01\xba", "MPEG program stream"),
+    (0, b"nut/multimedia container", "NUT"),
 )
 # libsndfile's names of what it has opened. It reads more containers; of those we could not tell
 # a cut file from a whole one.
 _CONTAINER_KINDS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
 _MPEG_KINDS = frozenset({"MP3"})
+_TS_PACKET_BYTES = 188  # each begins with a G
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-_ID3V1_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def decode_blocks(
         Rate of the blocks [Hz]; a file at another rate is converted.
     limits : AudioLimits
     expected_seconds : float, optional
-        The duration that the catalog states [s].
+        The duration that the catalog states [s]; one that is not finite counts as none.
 
     Returns
     -------
@@ -145,9 +150,11 @@ def decode_blocks(
         raise AudioError(
             "too_large", f"{len(audio_bytes):,} bytes, more than max_bytes={limits.max_bytes:,}"
         )
+    if expected_seconds is not None and not np.isfinite(expected_seconds):
+        expected_seconds = None
     stream, container = _inspect(audio_bytes)
     if stream is not None:
-        _check_headers(stream, limits)
+        _check_headers(stream, limits, expected_seconds)
     if container is not None:
         _check_container(container)
     file = _Source(_without_tags(audio_bytes, stream, container))
@@ -217,30 +224,34 @@ def _without_tags(
         return _bare(audio_bytes, container)
     if stream is None:
         return audio_bytes
+    frames = stream.frames(audio_bytes)
     if _misleads(stream):
-        frames = audio_bytes[stream.offset + stream.tag_bytes : stream.end]
+        frames = frames[stream.tag_bytes :]
         return xing_frame(frames, stream) + frames
-    return audio_bytes[stream.offset : stream.end]
+    return frames
 
 
 def _bare(audio_bytes: bytes, container: Container) -> bytes:
     """A container without the tags around it, as libsndfile takes it."""
     end = len(audio_bytes)
-    if container.magic == b"fLaC" and audio_bytes[-_ID3V1_BYTES:][:3] == b"TAG":
-        end -= _ID3V1_BYTES  # behind a stream of unknown length libFLAC takes it for damage
     if container.magic == b"riff" and container.claimed_bytes is not None:
         end = container.begin + container.claimed_bytes  # libsndfile reads W64 to the file's end
-    if (at := container.unfilled) is not None:
-        # To a length of zero libsndfile keeps; one that is unknown it takes from the file.
-        audio_bytes = audio_bytes[:at] + b"\xff" * 4 + audio_bytes[at + 4 :]
+    if container.unfilled is not None:
+        at, length = container.unfilled
+        audio_bytes = audio_bytes[:at] + length + audio_bytes[at + len(length) :]
     return audio_bytes[after_id3v2(audio_bytes) : end]
 
 
 def _misleads(stream: MpegStream) -> bool:
     """Whether the decoder, going by the stream's own header, would stop before its end."""
-    if stream.promised_seconds is None:
+    if stream.is_tag_audio:
+        # It expects frames of the tag's length, and stops early where those of the stream are
+        # shorter.
+        expected_bytes = stream.tag_bytes * (stream.n_frames + 1)
+        return stream.n_bitrates > 1 and expected_bytes > stream.n_bytes
+    if stream.promised_samples is None:
         return stream.n_bitrates > 1
-    return _is_short_of(stream.promised_seconds, stream.seconds)
+    return _is_short_of(stream.promised_samples / stream.sample_rate, stream.seconds)
 
 
 def _open(file: io.BytesIO, container: Container | None) -> _ForwardFile:
@@ -295,13 +306,18 @@ def _refusal(
             return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     if audio_bytes[0] == 0xFF and len(audio_bytes) > 1 and audio_bytes[1] & 0xF6 == 0xF0:
         return AudioError("unsupported_codec", "AAC (ADTS): not a kind that the decoder reads")
+    if audio_bytes[0] == 0x56 and len(audio_bytes) > 1 and audio_bytes[1] & 0xE0 == 0xE0:
+        return AudioError("unsupported_codec", "AAC (LATM): not a kind that the decoder reads")
+    if audio_bytes[: 4 * _TS_PACKET_BYTES : _TS_PACKET_BYTES] == b"GGGG":
+        name = "MPEG transport stream"
+        return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     if audio_bytes.startswith(_APPLE_DOUBLE):
         return AudioError("not_audio", "an AppleDouble file: what macOS keeps beside the real one")
     return AudioError("not_audio", f"no audio stream in {len(audio_bytes):,} bytes ({words})")
 
 
 def _container_refusal(container: Container, words: str, was_at_end: bool) -> AudioError:
-    if container.foreign_codec is not None:
+    if container.foreign_codec is not None and not container.is_cut:
         name = container.foreign_codec
         return AudioError("unsupported_codec", f"{name}: not a kind that the decoder reads")
     # At a damaged FLAC frame the decoder gives up where it is; at one that is cut, at the end.
@@ -386,7 +402,7 @@ def _check_whole(
         )
     if _is_short_of(seconds, expected):
         raise AudioError(
-            "truncated", f"{seconds:.2f} s of the {expected:.2f} s that the catalog promises"
+            "truncated", f"{seconds:.2f} s of the {expected:g} s that the catalog promises"
         )
 
 
@@ -405,8 +421,9 @@ def _check_container(container: Container) -> None:
         )
 
 
-def _check_headers(stream: MpegStream, limits: AudioLimits) -> None:
+def _check_headers(stream: MpegStream, limits: AudioLimits, expected: float | None) -> None:
     """Refuse what the frame headers already show, before anything is decoded."""
+    is_length_told = stream.promised_seconds is not None or expected is not None
     if _is_short_of(stream.seconds, stream.promised_seconds):
         raise AudioError(
             "truncated",
@@ -416,11 +433,16 @@ def _check_headers(stream: MpegStream, limits: AudioLimits) -> None:
         raise AudioError(
             "too_long", f"{stream.seconds:.0f} s, more than max_seconds={limits.max_seconds:g}"
         )
-    for rate, n_samples in stream.other_rates.items():
-        # Such a stream has no single time axis.
-        if n_samples / rate > TOLERANCE_SECONDS:
-            raise AudioError(
-                "decode_error",
-                f"the sample rate changes within the stream: {stream.sample_rate} Hz, then "
-                f"{n_samples / rate:.2f} s at {rate} Hz",
-            )
+    if stream.other_seconds > TOLERANCE_SECONDS:
+        # Such a stream has no single time axis, or no single number of channels.
+        raise AudioError(
+            "decode_error",
+            f"{stream.other_seconds:.2f} s of frames of another rate, layer or number of channels "
+            f"than the {stream.seconds:.2f} s at {stream.sample_rate} Hz",
+        )
+    if stream.stray_seconds > TOLERANCE_SECONDS and not is_length_told:
+        raise AudioError(
+            "decode_error",
+            f"{stream.stray_bytes:,} bytes between the frames are none: {stream.stray_seconds:.2f} "
+            "s may be missing, and neither a tag nor the catalog tells",
+        )

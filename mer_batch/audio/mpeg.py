@@ -16,7 +16,11 @@ from __future__ import annotations
 
 import re
 import struct
+from array import array
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from mer_batch.errors import AudioError
 
@@ -58,6 +62,8 @@ def _tables() -> tuple[list[int], list[int], list[int]]:
 
 
 _LENGTHS, _SAMPLES, _RATES = _tables()
+_LENGTH_OF = np.array(_LENGTHS)
+_SECONDS_OF = np.array(_SAMPLES) / np.maximum(1, _RATES)
 
 
 def _sync_pattern() -> re.Pattern[bytes]:
@@ -72,6 +78,7 @@ _SYNC = _sync_pattern()
 # Version, layer and sample rate stay the same through a stream: the mask that compares them.
 _SAME_STREAM = 0b1111_1110_0000_1100
 _SAME_LAYER = 0b1111_1110_0000_0000
+_MONO = 0xC0  # the lowest byte 3 of a header of that mode; all other modes have two channels
 
 
 @dataclass(frozen=True)
@@ -84,34 +91,45 @@ class MpegStream:
         Byte position of the first frame, after tags and leading junk.
     end : int
         Byte position behind the last whole frame: what follows is tags or junk.
+    spans : tuple of (int, int)
+        Where the frames of one version, layer, rate and number of channels lie: begin and end of
+        each run that nothing interrupts [bytes].
     sample_rate : int
-        Of the first frame [Hz].
+        Of these frames [Hz].
     n_frames : int
-        Whole frames found.
+        How many they are, the tag frame left out.
     n_samples : int
-        Samples per channel in those frames, the tag frame left out.
+        Samples per channel in them.
     promised_samples : int or None
         Samples that a Xing, Info or VBRI tag claims, encoder delay and padding taken off.
+    promised_bytes : int or None
+        Length that a Xing or Info tag claims which counts no frames, the tag frame counted in.
     tag_bytes : int
         Length of the first frame where it is such a tag; 0 where it is audio.
+    is_tag_audio : bool
+        Whether it is a tag that libmpg123 does not know: then it decodes that frame as audio.
     n_bitrates : int
-        How many different bitrates the frames have; more than one means variable bitrate.
-    n_resyncs : int
-        How often the chain of frames broke and was found again: damage.
-    other_rates : dict of int to int
-        Samples found at sample rates other than the first [Hz -> samples].
+        How many different bitrates the frames have that are decoded; more than one means
+        variable bitrate.
+    stray_bytes : int
+        What lies between the frames and is none: damage, or junk.
+    other_seconds : float
+        Duration of the frames of any other kind [s].
     """
 
     offset: int
     end: int
+    spans: tuple[tuple[int, int], ...]
     sample_rate: int
     n_frames: int
     n_samples: int
     promised_samples: int | None
+    promised_bytes: int | None
     tag_bytes: int
+    is_tag_audio: bool
     n_bitrates: int
-    n_resyncs: int
-    other_rates: dict[int, int]
+    stray_bytes: int
+    other_seconds: float
 
     @property
     def has_tag(self) -> bool:
@@ -126,7 +144,29 @@ class MpegStream:
     @property
     def promised_seconds(self) -> float | None:
         """Duration that the file's own tag claims [s], None without a tag that says."""
-        return None if self.promised_samples is None else self.promised_samples / self.sample_rate
+        if self.promised_samples is not None:
+            return self.promised_samples / self.sample_rate
+        if self.promised_bytes is not None:
+            return self.promised_bytes * self.seconds / self.n_bytes
+        return None
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the frames found, the tag frame counted in."""
+        return sum(end - begin for begin, end in self.spans)
+
+    @property
+    def stray_seconds(self) -> float:
+        """How much audio the bytes between the frames may have held [s]."""
+        return self.stray_bytes * self.seconds / self.n_bytes
+
+    def frames(self, data: bytes) -> bytes:
+        """The frames alone, of the `data` in which they were found.
+
+        What lies between them is left out: libmpg123 looks for the next header itself, and takes
+        any bytes that look like one for it.
+        """
+        return b"".join(data[begin:end] for begin, end in self.spans)
 
 
 def inspect_mpeg(data: bytes) -> MpegStream | None:
@@ -152,50 +192,70 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
     offset = search.first_frame(after_id3v2(data))
     if offset is None:
         return None
-    first_key = data[offset + 1] << 8 | data[offset + 2]
-    sample_rate, samples_per_frame = _RATES[first_key], _SAMPLES[first_key]
-    has_tag, promised = _read_tag(data, offset, samples_per_frame)
+    positions, end = _walk(data, offset, search)
+    return _describe(data, np.frombuffer(positions, np.int64), end)
 
-    by_key: dict[int, int] = {}
-    n_resyncs = 0
-    position, end = offset, len(data)
+
+def _walk(data: bytes, offset: int, search: _Search) -> tuple[array[int], int]:
+    """Positions of all frames from `offset` on, and where the last one ends."""
+    first_key = data[offset + 1] << 8 | data[offset + 2]
+    positions = array("q")
+    position, end, last = offset, len(data), len(data) - 4
+    lengths, append = _LENGTHS, positions.append
     while True:
         # The hot loop: one table look-up a frame.
-        while position + 4 <= end and data[position] == 0xFF:
-            key = data[position + 1] << 8 | data[position + 2]
-            length = _LENGTHS[key]
+        while position <= last and data[position] == 0xFF:
+            length = lengths[data[position + 1] << 8 | data[position + 2]]
             if not length or position + length > end:
                 break
-            by_key[key] = by_key.get(key, 0) + 1
+            append(position)
             position += length
-        chain_end = position
         following = search.first_frame(position + 1, like=first_key)
         if following is None:
-            break
-        n_resyncs += 1
+            return positions, position
         position = following
 
-    if has_tag and by_key:
-        by_key[first_key] -= 1
-    other_rates: dict[int, int] = {}
-    n_samples = 0
-    for key, count in by_key.items():
-        if _RATES[key] == sample_rate:
-            n_samples += count * _SAMPLES[key]
-        else:
-            other_rates[_RATES[key]] = other_rates.get(_RATES[key], 0) + count * _SAMPLES[key]
+
+def _describe(data: bytes, positions: npt.NDArray[np.int64], end: int) -> MpegStream:
+    """Tell the frames of the stream from those of other kinds."""
+    content = np.frombuffer(data, np.uint8)
+    keys = content[positions + 1].astype(np.uint16) << 8 | content[positions + 2]
+    ends = positions + _LENGTH_OF[keys]
+    offset, first_key = int(positions[0]), int(keys[0])
+    tag = _read_tag(data, offset, _SAMPLES[first_key])
+    is_tag_audio = tag is not None and not tag.is_known
+
+    # Of one kind with the first, as the search has seen to; but for its mode, which most decide.
+    is_ours = (keys ^ first_key) & _SAME_STREAM == 0
+    is_mono = content[positions + 3] >= _MONO
+    is_ours &= is_mono == (2 * np.count_nonzero(is_ours & is_mono) > np.count_nonzero(is_ours))
+    is_ours[0] |= tag is not None
+    n_frames = int(np.count_nonzero(is_ours)) - (tag is not None)
+    decoded = keys[is_ours][0 if tag is None or is_tag_audio else 1 :]
     return MpegStream(
         offset=offset,
-        end=chain_end,
-        sample_rate=sample_rate,
-        n_frames=sum(by_key.values()),
-        n_samples=n_samples,
-        promised_samples=promised,
-        tag_bytes=_LENGTHS[first_key] if has_tag else 0,
-        n_bitrates=len({(key >> 4) & 15 for key, count in by_key.items() if count}),
-        n_resyncs=n_resyncs,
-        other_rates=other_rates,
+        end=end,
+        spans=_spans(positions[is_ours], ends[is_ours]),
+        sample_rate=_RATES[first_key],
+        n_frames=n_frames,
+        n_samples=n_frames * _SAMPLES[first_key],
+        promised_samples=None if tag is None else tag.promised_samples,
+        promised_bytes=None if tag is None else tag.promised_bytes,
+        tag_bytes=0 if tag is None else _LENGTHS[first_key],
+        is_tag_audio=is_tag_audio,
+        n_bitrates=int(np.count_nonzero(np.bincount(decoded >> 4 & 15))),
+        stray_bytes=end - offset - int((ends - positions).sum()),
+        other_seconds=float(_SECONDS_OF[keys[~is_ours]].sum()),
     )
+
+
+def _spans(
+    begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> tuple[tuple[int, int], ...]:
+    """Begin and end of each run of frames of which one begins where the last one ends."""
+    is_break = begins[1:] != ends[:-1]
+    firsts, lasts = np.append(True, is_break), np.append(is_break, True)
+    return tuple(zip(begins[firsts].tolist(), ends[lasts].tolist(), strict=True))
 
 
 def xing_frame(frames: bytes, stream: MpegStream) -> bytes:
@@ -286,21 +346,34 @@ def _chains(data: bytes, position: int, key: int) -> bool:
     return True
 
 
-def _read_tag(data: bytes, offset: int, samples_per_frame: int) -> tuple[bool, int | None]:
-    """Whether the first frame is a Xing/Info/VBRI tag, and the samples that it promises."""
+@dataclass(frozen=True)
+class _Tag:
+    """A first frame that holds a description of the stream in place of audio."""
+
+    promised_samples: int | None
+    promised_bytes: int | None
+    is_known: bool  # to libmpg123
+
+
+def _read_tag(data: bytes, offset: int, samples_per_frame: int) -> _Tag | None:
+    """The first frame's Xing, Info or VBRI tag; None where it is audio."""
     version, layer = (data[offset + 1] >> 3) & 3, 4 - ((data[offset + 1] >> 1) & 3)
     if layer != 3:
-        return False, None
+        return None
     mono = data[offset + 3] >> 6 == 3
     side_bytes = (17 if mono else 32) if version == 3 else (9 if mono else 17)
     if data[offset + 36 : offset + 40] == b"VBRI" and len(data) >= offset + 54:
         (n_frames,) = struct.unpack_from(">I", data, offset + 36 + 14)
-        return True, n_frames * samples_per_frame
-    # A checksum, where there is one, lies between the header and the side information.
-    for tag in (offset + 4 + side_bytes, offset + 6 + side_bytes):
+        return _Tag(n_frames * samples_per_frame, None, is_known=False)
+    # Some write it two bytes further on, behind a checksum: there libmpg123 does not look for it,
+    # nor where the side information that it stands in for is not empty.
+    place = offset + 4 + side_bytes
+    for tag in (place, place + 2):
         if data[tag : tag + 4] in (b"Xing", b"Info") and len(data) >= tag + 8:
-            return True, _xing_samples(data, tag, samples_per_frame)
-    return False, None
+            is_known = tag == place and not any(data[offset + 6 : tag])
+            promised_samples = _xing_samples(data, tag, samples_per_frame)
+            return _Tag(promised_samples, _xing_bytes(data, tag), is_known)
+    return None
 
 
 def _xing_samples(data: bytes, tag: int, samples_per_frame: int) -> int | None:
@@ -315,3 +388,11 @@ def _xing_samples(data: bytes, tag: int, samples_per_frame: int) -> int | None:
         packed = int.from_bytes(data[lame + 21 : lame + 24], "big")
         trimmed = (packed >> 12) + (packed & 0xFFF)
     return max(0, n_frames * samples_per_frame - trimmed)
+
+
+def _xing_bytes(data: bytes, tag: int) -> int | None:
+    """The length where that stands in place of the number of frames."""
+    (flags,) = struct.unpack_from(">I", data, tag + 4)
+    if flags & 3 != 2 or len(data) < tag + 12:
+        return None
+    return int(struct.unpack_from(">I", data, tag + 8)[0])

@@ -19,7 +19,7 @@ from mer_batch.schema import content_id
 Float32 = npt.NDArray[np.float32]
 
 # Raise it when the kernels' numbers change for the same parameters.
-_KERNEL_VERSION = 2
+_KERNEL_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -81,13 +81,26 @@ def test_a_length_that_nobody_has_filled_in_promises_nothing(size: int) -> None:
     assert not found.is_cut
 
 
-@pytest.mark.parametrize("kind, name, at", [("WAV", b"data", 4), ("AU", b".snd", 8)])
-def test_a_length_of_zero_before_audio_was_never_filled_in(kind: str, name: bytes, at: int) -> None:
+@pytest.mark.parametrize(
+    "kind, name, at, unknown",
+    [
+        ("WAV", b"data", 4, bytes(4)),
+        ("AU", b".snd", 8, bytes(4)),
+        ("CAF", b"data", 4, bytes(8)),
+        ("CAF", b"data", 4, b"\xff" * 8),
+        ("RF64", b"ds64", 16, bytes(8)),
+    ],
+)
+def test_a_length_before_audio_was_never_filled_in(
+    kind: str, name: bytes, at: int, unknown: bytes
+) -> None:
     whole = wav(sine(1), subtype="PCM_16", kind=kind)
     field = whole.index(name) + at
-    found = inspect_container(whole[:field] + bytes(4) + whole[field + 4 :])
-    assert (found.claimed_bytes, found.present_bytes) == (None, 88_200)
-    assert (found.unfilled, found.is_cut) == (field, False)
+    length = whole[field : field + len(unknown)]
+    found = inspect_container(whole[:field] + unknown + whole[field + len(unknown) :])
+    assert found.claimed_bytes is None
+    assert found.present_bytes == pytest.approx(88_200, abs=4)
+    assert (found.unfilled, found.is_cut) == ((field, length), False)
 
 
 def test_no_audio_is_not_audio_of_unknown_length() -> None:

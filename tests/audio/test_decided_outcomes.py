@@ -52,6 +52,30 @@ def free_format(waveform: np.ndarray) -> bytes:
     return b"".join(frame[:2] + bytes([frame[2] & 0x0F]) + frame[3:] for frame in whole)
 
 
+def tagged(stream: bytes, n_empty: int, tag: bytes) -> bytes:
+    """A stereo stream at 44.1 kHz behind a tag in a frame of 320 kbit/s."""
+    head = stream[:2] + bytes([0xE0 | stream[2] & 0x0C, stream[3]])
+    return (head + bytes(n_empty) + tag).ljust(1_044, b"\0") + stream
+
+
+def vbri(stream: bytes) -> bytes:
+    """The tag of the Fraunhofer encoder, which libmpg123 does not know."""
+    found = inspect_mpeg(stream)
+    assert found is not None
+    return tagged(stream, 32, b"VBRI" + bytes(10) + struct.pack(">I", found.n_frames))
+
+
+def xing(stream: bytes, n_empty: int = 32) -> bytes:
+    found = inspect_mpeg(stream)
+    assert found is not None
+    return tagged(stream, n_empty, b"Xing" + struct.pack(">II", 1, found.n_frames))
+
+
+def xing_of_bytes(stream: bytes) -> bytes:
+    """A tag that counts bytes, but no frames."""
+    return tagged(stream, 32, b"Xing" + struct.pack(">II", 2, 1_044 + len(stream)))
+
+
 def layer_one(seconds: float) -> bytes:
     """MPEG-1 Layer I, mono, 44.1 kHz, 128 kbit/s: noise in four of the bands."""
     rng = random.Random(0)
@@ -130,9 +154,9 @@ def between(ogg: bytes) -> bytes:
     return ogg[:at] + b"stray" + ogg[at:]
 
 
-def wav_of_mp3(stream: bytes) -> bytes:
+def wav_of_mp3(stream: bytes, code: int = 0x55) -> bytes:
     more = struct.pack("<HHIHHH", 12, 1, 2, 417, 1, 1393)
-    return riff(0x55, 1, 44_100, 8, stream, more)
+    return riff(code, 1, 44_100, 8, stream, more)
 
 
 def with_value(value: float, subtype: str = "FLOAT") -> bytes:
@@ -142,8 +166,17 @@ def with_value(value: float, subtype: str = "FLOAT") -> bytes:
 
 
 PCM = wav(MUSIC, subtype="PCM_16")
+RF64, CAF = (wav(MUSIC, kind=kind, subtype="PCM_16") for kind in ("RF64", "CAF"))
+ALAC = wav(MUSIC, kind="CAF", subtype="ALAC_16")
+FLAC = wav(MUSIC, kind="FLAC", subtype="PCM_16")
+PIPED = claim(FLAC, b"fLaC", 22, 0)
 INFO = mp3(MUSIC)
 MONO, BOTH = without_tag(mp3(MUSIC)), without_tag(mp3(STEREO))
+SOFT = without_tag(mp3(STEREO, mode="VARIABLE", quality=0.9))
+FRAMES = frames_of(mp3(MUSIC, 48_000))
+HALVES = b"".join(FRAMES[:70]), b"".join(FRAMES[70:])
+JUNK = random.Random(3).randbytes(40 * len(FRAMES[0]))
+TWO_CHANNELS = b"".join(frames_of(mp3(STEREO, 48_000))[20:32])
 APE = b"APETAGEX" + struct.pack("<4I8x", 2_000, 32, 0, 2**31)
 LOUD_THEN_SOFT = without_tag(mp3(MUSIC, quality=0.0)) + without_tag(mp3(MUSIC, quality=0.99))
 OPUS = wav(MUSIC, 48_000, kind="OGG", subtype="OPUS")
@@ -193,6 +226,11 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("mono, then stereo", lambda: MONO + BOTH, "decode_error"),
     ("stereo, then mono", lambda: BOTH + MONO, "decode_error"),
     ("Layer III, then I", lambda: MONO + layer_one(3), "decode_error"),
+    ("junk within, all frames there", lambda: HALVES[0] + JUNK + HALVES[1], 3.67),
+    ("junk within, no tag", lambda: HALVES[0][len(FRAMES[0]) :] + JUNK + HALVES[1], "decode_error"),
+    ("a second overwritten", lambda: HALVES[0] + JUNK + HALVES[1][len(JUNK) :], "truncated"),
+    ("0.2 s of another rate", lambda: HALVES[0] + MONO[:4_000] + HALVES[1], 3.67),
+    ("0.3 s of other channels", lambda: HALVES[0] + TWO_CHANNELS + HALVES[1], 3.67),
     ("two files in one", lambda: INFO + INFO, 8.05),
     ("one frame", lambda: frames_of(mp3(MUSIC, 48_000))[5], "too_short"),
     ("a tag frame alone", lambda: mp3(MUSIC, 48_000)[: len(frames_of(mp3(MUSIC, 48_000))[0])],
@@ -202,18 +240,34 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("no frames in a tag", lambda: claim(INFO, b"Info", 8, 0), 4.05),
     ("few frames in a tag", lambda: claim(INFO, b"Info", 8, 40), 4.05),
     ("a tag without a count", lambda: claim(INFO, b"Info", 4, 0), 4.05),
+    ("a VBRI tag", lambda: vbri(SOFT), 4.0),
+    ("a VBRI tag before constant bitrate", lambda: vbri(BOTH), 4.0),
+    ("a VBRI tag, cut", lambda: vbri(SOFT)[: len(SOFT) * 3 // 4], "truncated"),
+    ("a tag behind a checksum", lambda: xing(SOFT, 34), 4.0),
+    ("a tag behind a checksum, cut", lambda: xing(SOFT, 34)[: len(SOFT) * 3 // 4], "truncated"),
+    ("a tag that counts bytes", lambda: xing_of_bytes(SOFT), 4.0),
+    ("a tag that counts bytes, cut", lambda: xing_of_bytes(SOFT)[: len(SOFT) * 3 // 4],
+     "truncated"),
+    ("a tag that is not alone", lambda: xing(SOFT).replace(bytes(32) + b"Xing",
+                                                           bytes(31) + b"xXing"), 4.0),
     ("WAV: more than there is", lambda: claim(PCM, b"data", 4, 2**30, "<I"), "truncated"),
     ("WAV: written to a pipe", lambda: claim(PCM, b"data", 4, 2**32 - 1, "<I"), 4.0),
     ("WAV: never finished", lambda: claim(PCM, b"data", 4, 0, "<I"), 4.0),
     ("AU: never finished", lambda: claim(wav(MUSIC, kind="AU", subtype="PCM_16"), b".snd", 8, 0),
      4.0),
+    ("RF64: never finished", lambda: claim(RF64, b"ds64", 16, 0, "<Q"), 4.0),
+    ("CAF: written to a pipe", lambda: claim(CAF, b"data", 4, -1, ">q"), 4.0),
+    ("CAF: never finished", lambda: claim(CAF, b"data", 4, 0, ">q"), 4.0),
     ("WAV: empty", lambda: claim(PCM, b"data", 4, 0, "<I")[:44], "too_short"),
     ("WAV: tags alone", lambda: claim(PCM, b"data", 4, 0, "<I")[:44] + chunk(b"id3 ", PCM[44:]),
      "too_short"),
     ("WAV: no data chunk", lambda: PCM[:36], "decode_error"),
     ("WAV: a header alone", lambda: PCM[:44], "truncated"),
-    ("FLAC: more than there is", lambda: claim(wav(MUSIC, kind="FLAC", subtype="PCM_16"),
-                                               b"fLaC", 22, 2**31), "truncated"),
+    ("FLAC: more than there is", lambda: claim(FLAC, b"fLaC", 22, 2**31), "truncated"),
+    ("FLAC: less than there is", lambda: claim(FLAC, b"fLaC", 22, 60_000), 4.0),
+    ("FLAC: less than there is, cut", lambda: claim(FLAC, b"fLaC", 22, 9)[:-999], "truncated"),
+    ("FLAC: written to a pipe", lambda: PIPED, 4.0),
+    ("FLAC: written to a pipe, cut", lambda: PIPED[: len(PIPED) // 2], "truncated"),
     # Tags and junk around the stream.
     ("ID3v2 in front", lambda: id3(2_000, b"\xff\xfb\x90\x00" * 500) + INFO, 4.0),
     ("ID3v2 of 256 MiB", lambda: id3(2**28 - 1) + INFO, 4.0),
@@ -221,10 +275,8 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("APE and ID3v1 behind", lambda: INFO + bytes(2_000) + APE + b"TAG" + bytes(125), 4.0),
     ("Lyrics3 behind", lambda: INFO + b"LYRICSBEGIN" + bytes(50) + b"000061LYRICS200", 4.0),
     ("junk in front", lambda: random.Random(1).randbytes(200_000) + INFO, 4.0),
-    ("ID3v2 before FLAC", lambda: id3(20, bytes(20)) + wav(MUSIC, kind="FLAC", subtype="PCM_16"),
-     4.0),
-    ("ID3v1 behind FLAC", lambda: wav(MUSIC, kind="FLAC", subtype="PCM_16") + b"TAG" + bytes(125),
-     4.0),
+    ("ID3v2 before FLAC", lambda: id3(20, bytes(20)) + FLAC, 4.0),
+    ("ID3v1 behind FLAC", lambda: FLAC + ID3V1, 4.0),
     ("ID3v2 before WAV", lambda: id3(20, bytes(20)) + PCM, 4.0),
     # Containers.
     ("WAV, extensible", lambda: wav(MUSIC, kind="WAVEX", subtype="PCM_24"), 4.0),
@@ -235,6 +287,11 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("WAV, MP3 without a tag inside", lambda: wav_of_mp3(LOUD_THEN_SOFT), 8.0),
     ("WAV, free format inside", lambda: wav_of_mp3(free_format(MUSIC)), 3.67),
     ("WAV, cut MP3 inside", lambda: wav_of_mp3(LOUD_THEN_SOFT)[:-30_000], "truncated"),
+    ("WAV, Layer I inside", lambda: wav_of_mp3(layer_one(3), 0x50), 3.0),
+    ("RIFF of an MP3", lambda: b"RIFF\0\0\0\0RMP3" + chunk(b"data", INFO), 4.0),
+    ("CAF, ALAC", lambda: ALAC, 4.0),
+    ("CAF, cut ALAC", lambda: ALAC[: len(ALAC) // 2], "truncated"),
+    ("CAF, AAC inside", lambda: CAF.replace(b"lpcm", b"aac "), "unsupported_codec"),
     ("WAV, AAC inside", lambda: riff(0xFF, 1, 44_100, 16, bytes(9_999)), "unsupported_codec"),
     ("Ogg, Opus", lambda: wav(MUSIC, 48_000, kind="OGG", subtype="OPUS"), 3.67),
     ("Ogg, Speex", lambda: ogg_of(b"Speex   1.2"), "unsupported_codec"),
@@ -243,8 +300,7 @@ DECIDED: list[tuple[str, Callable[[], bytes], str | float]] = [
     ("Ogg, bytes between pages", lambda: between(wav(MUSIC, kind="OGG", subtype="VORBIS")), 4.0),
     ("Ogg, one behind another", lambda: 2 * wav(MUSIC, kind="OGG", subtype="VORBIS"),
      "decode_error"),
-    ("FLAC, one behind another", lambda: 2 * wav(MUSIC, kind="FLAC", subtype="PCM_16"),
-     "decode_error"),
+    ("FLAC, one behind another", lambda: 2 * FLAC, "decode_error"),
     # No audio.
     ("all 0xFF", lambda: b"\xff" * 1_000_000, "not_audio"),
     ("all zero", lambda: bytes(1_000_000), "not_audio"),
@@ -263,6 +319,27 @@ def test_decided(made: Callable[[], bytes], decided: str | float) -> None:
     else:
         # Without an encoder's tag its delay and padding count as well: a twentieth of a second.
         assert outcome == pytest.approx(decided, abs=0.15)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {  # from where it strikes on
+    "the mark of a frame": lambda rest: b"\0" + rest[1:],
+    "a sector": lambda rest: rest[:100] + bytes(512) + rest[612:],
+    "another mode": lambda rest: rest[:3] + bytes([rest[3] ^ 0xC0]) + rest[4:],
+    "another rate": lambda rest: rest[:2] + bytes([rest[2] ^ 0x04]) + rest[3:],
+    "another layer": lambda rest: rest[:1] + bytes([rest[1] ^ 0x06]) + rest[2:],
+    "another bitrate": lambda rest: rest[:2] + bytes([rest[2] ^ 0x10]) + rest[3:],
+    "junk put in": lambda rest: random.Random(4).randbytes(400) + rest,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("n_skipped", [0, 1])
+def test_a_damaged_frame_costs_that_frame_alone(damage: str, n_skipped: int) -> None:
+    """Wherever it is, with the encoder's tag and without."""
+    for at in range(8, len(FRAMES) - 8, 15):
+        spoilt = DAMAGES[damage](b"".join(FRAMES[at:]))
+        outcome = outcome_of(b"".join(FRAMES[n_skipped:at]) + spoilt)
+        assert outcome == pytest.approx(3.67, abs=0.15), at
 
 
 WITH_A_LENGTH = {
@@ -301,10 +378,10 @@ def test_a_file_cut_in_the_middle_is_truncated(name: str) -> None:
 
 
 @pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("name", WITH_A_LENGTH)
+@pytest.mark.parametrize("name", [*WITH_A_LENGTH, "FLAC from a pipe"])
 def test_what_lies_behind_a_whole_file_does_not_matter(name: str, tail: str) -> None:
-    whole = WITH_A_LENGTH[name]
-    seconds = soundfile.info(io.BytesIO(whole)).duration
+    whole = WITH_A_LENGTH.get(name, PIPED)
+    seconds = 4.0 if whole is PIPED else soundfile.info(io.BytesIO(whole)).duration
     assert outcome_of(whole + TAILS[tail]) == pytest.approx(seconds, abs=0.06)
 
 

@@ -152,6 +152,14 @@ def test_not_audio(data: bytes) -> None:
         bytes(4) + b"ftypM4A " + bytes(99),
         b"\xff\xf1\x50\x80" + bytes(99),
         b"wvpk" + bytes(99),
+        b"\x0b\x77" + bytes(99),
+        b"\x7f\xfe\x80\x01" + bytes(99),
+        b"TTA1" + bytes(99),
+        b"\0\0\x01\xba" + bytes(99),
+        b"nut/multimedia container\0" + bytes(99),
+        b"\x56\xe1" + bytes(99),
+        5 * (b"G" + bytes(187)),
+        b"RIFF\xff\0\0\0AVI LIST" + bytes(99),
     ],
 )
 def test_unsupported_codec(data: bytes) -> None:
@@ -201,6 +209,23 @@ def test_a_cut_file_without_a_header_is_truncated_by_the_catalog() -> None:
         )
         > 4.5
     )
+
+
+@pytest.mark.parametrize("expected", [float("nan"), float("inf"), float("-inf"), 0.0, -5.0])
+def test_a_duration_that_says_nothing_cuts_nothing(expected: float) -> None:
+    limits = AudioLimits()
+    seconds = decode_blocks(
+        MUSIC, lambda b: None, sample_rate=44_100, limits=limits, expected_seconds=expected
+    )
+    assert seconds == pytest.approx(2, abs=0.1)
+
+
+def test_an_absurd_duration_is_told_in_few_words() -> None:
+    with pytest.raises(AudioError, match=r"of the 1e\+308 s that the catalog") as caught:
+        decode_blocks(
+            MUSIC, lambda b: None, sample_rate=44_100, limits=AudioLimits(), expected_seconds=1e308
+        )
+    assert len(caught.value.message) < 100
 
 
 def test_a_header_that_lies_allocates_nothing() -> None:

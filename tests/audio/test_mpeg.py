@@ -13,6 +13,8 @@ from mer_batch.audio.mpeg import inspect_mpeg, xing_frame
 # MPEG-1 Layer III, 128 kbit/s, 44.1 kHz, stereo: 417 bytes and 1152 samples a frame.
 FRAME = b"\xff\xfb\x90\x00" + bytes(413)
 SLOWER = b"\xff\xfb\x94\x00" + bytes(380)  # the same at 48 kHz: 384 bytes
+MONO = b"\xff\xfb\x90\xc0" + bytes(413)
+LAYER_2 = b"\xff\xfd\x80\x00" + bytes(413)
 ID3 = b"ID3\x04\x00\x00" + bytes([0, 0, 2, 0]) + b"\xff\xfb\x90\x00" * 64  # 256 bytes of decoys
 
 
@@ -28,7 +30,8 @@ def test_counts_frames_behind_tags_and_junk() -> None:
     assert stream is not None
     assert (stream.offset, stream.n_frames, stream.n_samples) == (len(ID3) + 6, 40, 40 * 1152)
     assert stream.end == stream.offset + 40 * 417
-    assert (stream.sample_rate, stream.n_bitrates, stream.n_resyncs) == (44_100, 1, 0)
+    assert (stream.sample_rate, stream.n_bitrates, stream.stray_bytes) == (44_100, 1, 0)
+    assert stream.spans == ((stream.offset, stream.end),)
     assert not stream.has_tag
     assert stream.promised_samples is None
 
@@ -49,9 +52,13 @@ def test_reads_what_a_vbri_tag_promises() -> None:
 
 
 def test_finds_the_stream_again_after_damage() -> None:
-    stream = inspect_mpeg(10 * FRAME + b"\x00" * 999 + 10 * FRAME)
+    data = 10 * FRAME + b"\x00" * 999 + 10 * FRAME
+    stream = inspect_mpeg(data)
     assert stream is not None
-    assert (stream.n_frames, stream.n_resyncs) == (20, 1)
+    assert (stream.n_frames, stream.stray_bytes) == (20, 999)
+    assert stream.spans == ((0, 4_170), (5_169, 9_339))
+    assert stream.frames(data) == 20 * FRAME
+    assert stream.stray_seconds == pytest.approx(999 / 417 * 1152 / 44_100)
 
 
 def test_a_cut_last_frame_does_not_count() -> None:
@@ -64,7 +71,31 @@ def test_sees_the_sample_rate_change() -> None:
     stream = inspect_mpeg(50 * FRAME + 60 * SLOWER)
     assert stream is not None
     assert stream.n_samples == 50 * 1152
-    assert stream.other_rates == {48_000: 60 * 1152}
+    assert stream.other_seconds == pytest.approx(60 * 1152 / 48_000)
+
+
+@pytest.mark.parametrize("odd, at", [(MONO, 0), (MONO, 7), (SLOWER, 7), (SLOWER, 20), (LAYER_2, 7)])
+def test_leaves_frames_of_another_kind_out(odd: bytes, at: int) -> None:
+    data = at * FRAME + odd + (20 - at) * FRAME
+    stream = inspect_mpeg(data)
+    assert stream is not None
+    assert (stream.n_frames, stream.stray_bytes, stream.n_samples) == (20, 0, 20 * 1152)
+    assert 0.02 < stream.other_seconds < 0.03
+    assert stream.frames(data) == 20 * FRAME
+
+
+def test_joint_stereo_is_stereo() -> None:
+    modes = [FRAME[:3] + bytes([mode]) + FRAME[4:] for mode in (0x00, 0x40, 0x64, 0x80)]
+    stream = inspect_mpeg(5 * b"".join(modes))
+    assert stream is not None
+    assert (stream.n_frames, stream.other_seconds, len(stream.spans)) == (20, 0, 1)
+
+
+def test_a_tag_frame_belongs_to_the_stream_whatever_its_mode() -> None:
+    data = with_xing(20) + 20 * MONO
+    stream = inspect_mpeg(data)
+    assert stream is not None
+    assert (stream.tag_bytes, stream.n_frames, stream.frames(data)) == (417, 20, data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", bytes(5000), b"\xff" * 5000, ID3, b"RIFF" * 100])
