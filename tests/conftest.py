@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,18 @@ def data_root() -> Path:
     if not path.is_dir():
         pytest.skip(f"MER_BATCH_DATA={value!r} is no folder: needs the research data")
     return path
+
+
+@pytest.fixture
+def terminal_signals() -> Iterator[None]:
+    """Signals as in a terminal: behind `nohup`, or in the background, some are ignored."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        is_int = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

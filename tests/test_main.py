@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
 
 
@@ -30,10 +32,13 @@ def check_stopped(arguments: list[str], config: Path, number: signal.Signals) ->
     with subprocess.Popen(
         [sys.executable, *arguments, str(config)], stderr=subprocess.PIPE, text=True
     ) as process:
-        writer = opened_by_a_reader(config)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-        os.close(writer)
+        try:
+            writer = opened_by_a_reader(config)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+            os.close(writer)
+        finally:
+            process.kill()  # where it has not ended: to be waited for has no end
     assert process.returncode == 130
     assert said == f"mer-batch: stopped by {number.name}\n"
 

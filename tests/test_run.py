@@ -25,6 +25,8 @@ from mer_batch.errors import (
 from mer_batch.run import Run, StopSignals, iso_now
 from mer_batch.storage import Location, Storage
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 Place = tuple[Storage, Location]
 
 CONFIG = parse_config(

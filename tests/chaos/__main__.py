@@ -44,10 +44,11 @@ _SWEEPING = {"sweep_to_begin", "parts_swept", "night_to_sweep", "night_swept", "
 # How far the run has come that takes over from a sleeping one, when that wakes up: past its fence,
 # which is the line between the two. What is committed before is there when it plans.
 _TAKEN_OVER = (None, None, "sweep_to_begin", "parts_to_commit", "marker_to_write")
-#: Past these a run has nothing left to commit: it may end well, however late it wakes up.
-_OVER = {
-    "marker_written", "night_placed", "night_cleared", "traces_to_write", "traces_written",
-    "mark_removed", "lease_released",
+#: Past these a run has nothing left to commit, and before the first file it holds nothing: it may
+#: end well, however late it wakes up.
+_OPEN_ENDED = {
+    "file_to_place", "marker_written", "night_placed", "night_cleared", "traces_to_write",
+    "traces_written", "mark_removed", "lease_released",
 }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ class Chain:
             code = pause(self._world, case.command, step, until=until, dies=dies)
             if code is None:
                 return False
-            allowed = {0, 4} if point.step in _OVER else {-9} if dies else {4}
+            allowed = {0, 4} if point.step in _OPEN_ENDED else {-9} if dies else {4}
             assert code in allowed, (code, self._world.last_log())
             self._world.check_between()
             self._unchecked = []

@@ -17,7 +17,9 @@ import pytest
 from mer_batch.schema import DOUBTFUL_REASONS
 from tests.chaos.breakpoints import Breakpoints
 from tests.chaos.crash import Point, crash, end, finish, pause, wait_for
-from tests.chaos.world import World
+from tests.chaos.world import BROKEN, World
+
+pytestmark = pytest.mark.usefixtures("terminal_signals")
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +172,16 @@ def test_a_block_whose_workers_always_die_is_given_up(world: World) -> None:
     assert "Traceback" not in world.last_log()
 
 
-def test_a_worker_is_replaced_and_a_decoder_costs_one_track(world: World) -> None:
+def test_a_worker_is_replaced_and_a_decoder_costs_one_track(world: World, long_mp3: bytes) -> None:
     world.new_audio()
+    music = {path: path.read_bytes() for path in (world.folder / "music").iterdir()}
+    for path in music:
+        if world.tracks[path.stem] not in BROKEN:
+            path.write_bytes(long_mp3 * 40)  # or it would be decoded before its decoder is killed
     both = Point("part_written", "worker"), Point("track_given", "decoder")
     assert crash(world, "tag", *both) == 0
+    for path, content in music.items():
+        path.write_bytes(content)
     world.check_between()
     rejects = world.rows("rejects").to_pylist()
     crashed = [row for row in rejects if row["reason"] in DOUBTFUL_REASONS]
