@@ -51,10 +51,16 @@ def stream(
     MerBatchError
         What a task has raised of ours.
     """
+
+    # With the job in it, not beside it: it then goes through the cluster's table of functions. What
+    # lies in the object store and is lost with its raylet has Ray end the driver, without a word.
+    def block_work(number: int, block: pa.Table) -> BlockReport:
+        return work(number, block, job)
+
     # A decoder that does not start on one machine may start on another.
     tries_again: Any = [ChildStartError]  # Ray's own annotation knows no lists
-    task = ray.remote(num_cpus=1, max_retries=_MAX_TASK_RETRIES, retry_exceptions=tries_again)(work)
-    shared = ray.put(job)
+    options = {"num_cpus": 1, "max_retries": _MAX_TASK_RETRIES, "retry_exceptions": tries_again}
+    task = ray.remote(**options)(block_work)
     numbered = enumerate(blocks)
     in_flight: list[ray.ObjectRef[BlockReport]] = []
     heard = time.monotonic()
@@ -62,7 +68,7 @@ def stream(
         n_cpus = cluster_cpus()
         free = _WINDOW_PER_CPU * max(1, n_cpus) - len(in_flight)
         for number, block in itertools.islice(numbered, max(0, free)):
-            in_flight.append(task.remote(number, block, shared))
+            in_flight.append(task.remote(number, block))
         if not in_flight:
             return
         done, in_flight = ray.wait(in_flight, num_returns=1, timeout=TICK_SECONDS)

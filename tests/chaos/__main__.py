@@ -151,6 +151,7 @@ class Chain:
                 return False
             allowed = {"driver": {-9}, "raylet": {0, 1}}.get(points[-1].victim, {0})
             assert code in allowed, (code, self._world.last_log())
+            assert code != 1 or "mer-batch: " in self._world.last_log(), "no word of why it ended"
             self._world.check_between()
             self._unchecked.append(command)
             self._count(points)

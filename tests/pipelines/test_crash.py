@@ -188,11 +188,13 @@ def test_a_worker_is_replaced_and_a_decoder_costs_one_track(world: World, long_m
     assert [(row["reason"], row["attempts"]) for row in crashed] == [("decoder_crash", 1)]
 
 
-def test_a_raylet_killed_ends_the_run_in_words(world: World) -> None:
+def test_a_raylet_killed_ends_the_run_in_words_if_at_all(world: World) -> None:
     world.new_audio()
-    assert crash(world, "tag", Point("part_to_write", "raylet", nth=2)) == 1
-    assert "mer-batch: " in world.last_log()
+    code = crash(world, "tag", Point("part_to_write", "raylet", nth=2))
+    # Its workers live on for a while, and may do all there is to do.
+    assert code == 0 or (code == 1 and "mer-batch: " in world.last_log()), world.last_log()
     assert "Traceback" not in world.last_log()
+    finish(world, "tag")
 
 
 def test_a_driver_takes_its_fleet_along_and_the_next_run_does_all(world: World) -> None:
