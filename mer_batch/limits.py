@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from mer_batch.audio.decode import AudioLimits
 
@@ -24,3 +25,9 @@ class ChildLimits:
     audio: AudioLimits = field(default_factory=AudioLimits)
     timeout_seconds: float = 60.0
     memory_bytes: int = 1024 * 1024 * 1024
+
+    def content(self) -> dict[str, Any]:
+        """What decides whether a track is a reject: which way it is decoded does not."""
+        content = asdict(self)
+        del content["audio"]["direct"]
+        return content

@@ -2,7 +2,7 @@
 
 One decoder is used throughout (libsndfile with libmpg123, through soundfile), because two
 decoders differ by whole samples where a stream has no encoder tag. Its version is part of every
-``features_id``.
+``features_id``. Where the system has libmpg123, MPEG audio goes straight there: the same samples.
 
 Nothing in a header is believed for an allocation: the stream is read to its end in blocks of a
 fixed size, under a cap, and what was read is then held against what the headers promise.
@@ -24,6 +24,7 @@ import soxr
 
 from mer_batch.audio.container import MAGICS, Container, inspect_container
 from mer_batch.audio.mpeg import MpegStream, after_id3v2, inspect_mpeg, xing_frame
+from mer_batch.audio.mpg123 import Mpg123Error, Mpg123File, library
 from mer_batch.errors import AudioError
 
 Float32 = npt.NDArray[np.float32]
@@ -83,11 +84,15 @@ class AudioLimits:
         Largest file [bytes].
     min_seconds, max_seconds : float
         Shortest and longest decoded duration [s].
+    direct : bool
+        Whether MPEG audio may go straight to the system's libmpg123, where there is one. The
+        samples are the same, and so are the features.
     """
 
     max_bytes: int = 256 * 1024 * 1024
     min_seconds: float = 1.0
     max_seconds: float = 3600.0
+    direct: bool = True
 
 
 class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -150,7 +155,7 @@ def decode_blocks(
     # The decoder asks for every frame's header and body: a method of ours would cost 1 ms a track.
     file = io.BytesIO(_without_tags(audio_bytes, stream, container))
     try:
-        with _open(file, container) as sound:
+        with _open(file, stream, container, direct=limits.direct) as sound:
             rate = int(sound.samplerate)
             n_samples, swing = _read(sound, feed, sample_rate, limits, _end(sound, container))
     except soundfile.LibsndfileError as error:
@@ -184,6 +189,19 @@ def decode(audio_bytes: bytes, *, sample_rate: int, limits: AudioLimits | None =
         limits=limits or AudioLimits(),
     )
     return np.concatenate(blocks)
+
+
+def decodes_alike(audio_bytes: bytes) -> bool:
+    """Whether the system's libmpg123 and libsndfile give the same samples, as they should.
+
+    They are two builds of one library, mostly of different versions.
+    """
+    rate = 44_100
+    ours, theirs = (
+        decode(audio_bytes, sample_rate=rate, limits=AudioLimits(min_seconds=0.0, direct=direct))
+        for direct in (True, False)
+    )
+    return np.array_equal(ours, theirs)
 
 
 def _inspect(audio_bytes: bytes) -> tuple[MpegStream | None, Container | None]:
@@ -244,13 +262,15 @@ def _misleads(stream: MpegStream) -> bool:
     return _is_short_of(stream.promised_samples / stream.sample_rate, stream.seconds)
 
 
-def _open(file: io.BytesIO, container: Container | None) -> _ForwardFile:
-    sound = _ForwardFile(file)
-    is_mpeg = container is None or container.is_mpeg
-    if sound.format not in (_MPEG_KINDS if is_mpeg else _CONTAINER_KINDS):
-        kind = sound.format_info
-        sound.close()
-        raise AudioError("unsupported_codec", f"{kind}: whether such a file is whole is not known")
+def _open(
+    file: io.BytesIO, stream: MpegStream | None, container: Container | None, *, direct: bool
+) -> _ForwardFile | Mpg123File:
+    sound: _ForwardFile | Mpg123File | None = None
+    if direct and stream is not None and library() is not None:
+        with contextlib.suppress(Mpg123Error):
+            sound = Mpg123File(file.getvalue())
+    if sound is None:
+        sound = _by_libsndfile(file, is_mpeg=container is None or container.is_mpeg)
     if sound.channels > _MAX_CHANNELS or sound.samplerate not in _SAMPLE_RATES_HZ:
         found = f"{sound.channels} channels at {sound.samplerate} Hz"
         sound.close()
@@ -258,7 +278,16 @@ def _open(file: io.BytesIO, container: Container | None) -> _ForwardFile:
     return sound
 
 
-def _end(sound: _ForwardFile, container: Container | None) -> int:
+def _by_libsndfile(file: io.BytesIO, *, is_mpeg: bool) -> _ForwardFile:
+    sound = _ForwardFile(file)
+    if sound.format not in (_MPEG_KINDS if is_mpeg else _CONTAINER_KINDS):
+        kind = sound.format_info
+        sound.close()
+        raise AudioError("unsupported_codec", f"{kind}: whether such a file is whole is not known")
+    return sound
+
+
+def _end(sound: _ForwardFile | Mpg123File, container: Container | None) -> int:
     """How many samples to read at most: what lies behind those of a FLAC stream is a tag or junk.
 
     An MPEG stream is read to its end, whatever its tag says.
@@ -341,7 +370,7 @@ def _fails_at_end(audio_bytes: bytes) -> bool:
 
 
 def _read(
-    sound: _ForwardFile,
+    sound: _ForwardFile | Mpg123File,
     feed: Callable[[Float32], object],
     sample_rate: int,
     limits: AudioLimits,
@@ -398,7 +427,7 @@ class _Swing:
 
 
 def _claimed_seconds(
-    sound: _ForwardFile,
+    sound: _ForwardFile | Mpg123File,
     seconds: float,
     stream: MpegStream | None,
     container: Container | None,

@@ -21,7 +21,7 @@ Float32 = npt.NDArray[np.float32]
 
 # Samples transformed at a time. Fewer would stay in a nearer cache, but between two chunks the
 # decoder has had the processor, and every one of ten small steps begins cold.
-_CHUNK_SAMPLES = 131_072
+_CHUNK_SAMPLES = 262_144
 
 # Bands multiplied at a time. Neighbouring filters are zero outside a few bins: 16 of them need a
 # third of the spectrum or less, and the product costs a quarter of that with the whole filterbank.
@@ -189,11 +189,10 @@ class MelStream:
 
     def _put(self, samples: Float32, n_frames: int) -> None:
         """Window frames, the first of which begins with the samples."""
-        p = self._parameters
-        step = samples.strides[0]
-        frames = np.lib.stride_tricks.as_strided(
-            samples, (n_frames, p.n_fft), (p.hop_length * step, step), writeable=False
-        )
+        p, step = self._parameters, samples.strides[0]
+        # Frames overlap in memory: no copy. `as_strided` does the same and takes five times as long.
+        shape, strides = (n_frames, p.n_fft), (p.hop_length * step, step)
+        frames: Float32 = np.ndarray(shape, np.float32, samples, strides=strides)
         done = 0
         while done < n_frames:
             n = min(n_frames - done, self._chunk_frames - self._n_windowed)

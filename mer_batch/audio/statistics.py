@@ -82,9 +82,9 @@ class Statistics(nn.Module):
 
     dct: Tensor
     sharpen: Tensor
-    by4: Tensor
     by8: Tensor
     by20: Tensor
+    ranges: Tensor
     pitches: Tensor
     keys: Tensor
 
@@ -96,9 +96,10 @@ class Statistics(nn.Module):
         matrices = {
             "dct": _cosines(_N_CEPSTRA, n_mels),
             "sharpen": torch.eye(n_mels) - _smoothing(n_mels),
-            "by4": _range_means(4, n_mels),
             "by8": _range_means(8, n_mels),
             "by20": _range_means(20, n_mels),
+            # All bands, then four ranges, upwards.
+            "ranges": torch.cat([_range_means(1, n_mels), _range_means(4, n_mels)]),
             "pitches": _pitch_grid(n_mels, fmin, fmax),
             "keys": _key_profiles(),
         }
@@ -123,16 +124,17 @@ class Statistics(nn.Module):
         sound = _without_gain(log_mel)
         # Peaks across bands: what is left of a frame without its smooth outline. In place, here
         # and below, because fresh memory costs as much as arithmetic.
-        peaks = (self.sharpen @ sound.db).mul_(sound.active)
+        peaks = _product(self.sharpen, sound.db).mul_(sound.active)
         steps = sound.db.diff(dim=2).clamp_(-_MAX_STEP_DB, _MAX_STEP_DB)
         rises, falls = self._by_range(steps.clamp_min(0)), self._by_range(-steps.clamp_max_(0))
         strokes = self._strokes(sound)
         pulse = self._pulse(sound, torch.cat([rises[:, [0, 1, 4]], strokes[:, :1]], dim=1))
         intervals, keys = self._harmony(sound, peaks)
+        by20 = _product(self.by20, sound.db)
         return {
-            "spectrum": _mean(self.by20 @ sound.db, sound.active_shares),
-            "movement": _std(self.dct @ sound.db, sound.active_shares),
-            "flux": self._flux(sound),
+            "spectrum": _mean(by20, sound.active_shares),
+            "movement": _std(_product(self.dct, sound.db), sound.active_shares),
+            "flux": _flux(sound, by20),
             "loudness": _loudness(sound),
             "fullness": self._fullness(sound),
             "evenness": self._evenness(sound),
@@ -146,31 +148,15 @@ class Statistics(nn.Module):
             "keys": keys,
         }
 
-    def _flux(self, sound: _Sound) -> Tensor:
-        """How much each of 20 ranges changes from frame to frame: log mean |difference|.
-
-        Dense, noisy and busy textures move all the time, held chords do not.
-        """
-        change = (self.by20 @ sound.db).diff(dim=2).abs_()
-        return _mean(change, sound.steps_shares).clamp_min(0.01).log()
-
     def _fullness(self, sound: _Sound) -> Tensor:
         """How many bands sound at once: mean and deviation of their share, mean in four ranges."""
-        full = (sound.db > -_FULL_DB).to(sound.db.dtype)
-        share = full.mean(dim=1, keepdim=True)
-        by_range = self.by4 @ _mean(full, sound.active_shares)[..., None]
-        return torch.cat(
-            [
-                _mean(share, sound.active_shares),
-                _std(share, sound.active_shares),
-                by_range.squeeze(2),
-            ],
-            dim=1,
-        )
+        share = self._by_range((sound.db > -_FULL_DB).to(sound.db.dtype))
+        mean, std = (f(share, sound.active_shares) for f in (_mean, _std))
+        return torch.cat([mean[:, :1], std[:, :1], mean[:, 1:]], dim=1)
 
     def _evenness(self, sound: _Sound) -> Tensor:
         """Whether each of eight ranges sounds all the time or now and then: log kurtosis."""
-        ranges = self.by8 @ sound.db
+        ranges = _product(self.by8, sound.db)
         deviations = ranges - _mean(ranges, sound.active_shares)[..., None]
         squares = deviations.square_()
         variance = _mean(squares, sound.active_shares).clamp_min(0.25)
@@ -180,7 +166,7 @@ class Statistics(nn.Module):
 
     def _by_range(self, values: Tensor) -> Tensor:
         """Means of all bands, then of four ranges, upwards: (batch, 5, n_frames - 1)."""
-        return torch.cat([values.mean(dim=1, keepdim=True), self.by4 @ values], dim=1)
+        return _product(self.ranges, values)
 
     def _strokes(self, sound: _Sound) -> Tensor:
         """Rises of perceived loudness, where a loud drum counts for more than a faint rustle."""
@@ -222,11 +208,16 @@ class Statistics(nn.Module):
         lags = torch.arange(edges[-1] + 1, device=centred.device)
         correlation = correlation * (n / (n - lags).clamp_min(max(n // 4, 1)))
         correlation = correlation / correlation[..., :1].clamp_min(1e-6)
-        ranges = [
-            correlation[..., start : max(stop, start + 1)].amax(dim=2)
-            for start, stop in pairwise(edges)
-        ]
-        return torch.stack(ranges, dim=2).flatten(1)
+        # One look-up and one maximum, whatever the number of ranges: a small step of torch's takes
+        # as long as a large one.
+        longest = max(stop - start for start, stop in pairwise(edges))
+        steps = torch.arange(max(longest, 1), device=centred.device)
+        within = torch.tensor(
+            [(start, max(stop - 1, start)) for start, stop in pairwise(edges)],
+            device=centred.device,
+        )
+        at = torch.minimum(within[:, :1] + steps, within[:, 1:])
+        return correlation[..., at].amax(dim=3).flatten(1)
 
     def _tones(self, sound: _Sound, peaks: Tensor) -> Tensor:
         """How tonal the sound is, in eight ranges, and how long its tones are held.
@@ -234,11 +225,11 @@ class Statistics(nn.Module):
         Mean and deviation of the peaks' height, and the share of it that survives averaging over
         half a second: noise has low peaks that do not last.
         """
-        height = self.by8 @ peaks.abs()
+        height = _product(self.by8, peaks.abs())
         mean = _mean(height, sound.active_shares)
         weight = _shares(_window_means(sound.active, self._n_frames(_HELD_SECONDS)))
         lasting = _window_means(peaks, self._n_frames(_HELD_SECONDS))
-        held = _mean(self.by8 @ lasting.abs(), weight) / mean.clamp_min(0.1)
+        held = _mean(_product(self.by8, lasting.abs_()), weight) / mean.clamp_min(0.1)
         return torch.cat([mean, _std(height, sound.active_shares), held], dim=1)
 
     def _harmony(self, sound: _Sound, peaks: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,7 +242,7 @@ class Statistics(nn.Module):
         close to a semitone wide, so this is a hint, not a transcription.
         """
         seconds = _window_means(peaks.clamp_min(0), self._n_frames(_CHORD_SECONDS))
-        grid = (self.pitches @ seconds).transpose(1, 2)  # (batch, n_windows, n_pitches)
+        grid = _product(self.pitches, seconds).transpose(1, 2)  # (batch, n_windows, n_pitches)
         octaves = grid.reshape(*grid.shape[:2], _OCTAVES, _PITCHES_PER_OCTAVE)
         chroma = octaves.mean(dim=2)
         chroma = chroma - chroma.mean(dim=2, keepdim=True)
@@ -326,6 +317,23 @@ def _changes(sound: _Sound, changes: Tensor) -> Tensor:
     return torch.cat([*logs, skewness.clamp(-5, 20)], dim=1)
 
 
+def _flux(sound: _Sound, by20: Tensor) -> Tensor:
+    """How much each of 20 ranges changes from frame to frame: log mean |difference|.
+
+    Dense, noisy and busy textures move all the time, held chords do not.
+    """
+    change = by20.diff(dim=2).abs_()
+    return _mean(change, sound.steps_shares).clamp_min(0.01).log()
+
+
+def _product(matrix: Tensor, values: Tensor) -> Tensor:
+    """(rows, n_mels), (batch, n_mels, n) to (batch, rows, n).
+
+    What ``matrix @ values`` gives: but that copies, and takes twice as long.
+    """
+    return torch.bmm(matrix.expand(len(values), -1, -1), values)
+
+
 def _power(decibels: Tensor) -> Tensor:
     return (decibels * (math.log(10) / 10)).exp_()
 
@@ -350,9 +358,10 @@ def _std(values: Tensor, shares: Tensor) -> Tensor:
 
 def _autocorrelation(values: Tensor, n_lags: int) -> Tensor:
     """Autocorrelation over the last axis at lags 0 to `n_lags` - 1, not normalised."""
-    size = values.shape[-1] + n_lags  # enough zeros that lags do not wrap around
-    spectrum = torch.fft.rfft(values, size).abs().square()
-    correlation: Tensor = torch.fft.irfft(spectrum, size)
+    # Enough zeros that lags do not wrap around, and a size that transforms are quick at.
+    size = 1 << (values.shape[-1] + n_lags - 1).bit_length()
+    parts = torch.view_as_real(torch.fft.rfft(values, size)).square()
+    correlation: Tensor = torch.fft.irfft(parts[..., 0] + parts[..., 1], size)
     return correlation[..., :n_lags]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -102,7 +102,7 @@ def _job(config: ExtractConfig, session: Session, product: Features) -> Job:
         storage=session.storage,
         output=session.output,
         run_id=session.run.run_id,
-        identity=Identity.of(product.feature_set.features_id, "", asdict(limits)),
+        identity=Identity.of(product.feature_set.features_id, "", limits.content()),
         product=product,
         limits=limits,
         folders=session.catalog.folders,

@@ -152,7 +152,7 @@ def _job(config: TagConfig, session: Session, checkpoint: Checkpoint) -> Job:
         storage=session.storage,
         output=session.output,
         run_id=session.run.run_id,
-        identity=Identity.of(features_id, checkpoint.model_id, asdict(limits)),
+        identity=Identity.of(features_id, checkpoint.model_id, limits.content()),
         product=Scores(checkpoint.card_json, checkpoint.weights, checkpoint.model_id),
         limits=limits,
         folders=session.catalog.folders,
