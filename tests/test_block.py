@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer_batch.block import _READ_AHEAD_BYTES, BlockRecord, BlockReport, Job, NoRoomError, Room
+from mer_batch.block import BlockRecord, BlockReport, Job
 from mer_batch.config import StorageConfig
 from mer_batch.errors import AudioError, LeaseError
 from mer_batch.lease import Lease, lease_location
 from mer_batch.limits import ChildLimits
+from mer_batch.reading import READ_AHEAD_BYTES, NoRoomError, Room
 from mer_batch.schema import SCORE_COLUMNS, Identity
 from mer_batch.storage import AudioObject, Location, Storage
 from mer_batch.tag import Scores
@@ -234,7 +235,7 @@ def test_a_catalog_of_large_files_does_not_fill_the_memory(tmp_path: Path) -> No
     largest = found["largest_bytes"]
     assert largest == len(content) > 60_000_000
     # What fits ahead, the child's two, and what a worker takes without any track.
-    assert found["grown_bytes"] < _READ_AHEAD_BYTES + 2 * largest + 50_000_000
+    assert found["grown_bytes"] < READ_AHEAD_BYTES + 2 * largest + 50_000_000
 
 
 def test_a_worker_reads_past_what_cannot_be_read(
