@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mer_batch import schema
 from mer_batch.child import Child
-from mer_batch.errors import AudioError, LeaseError, MerBatchError
+from mer_batch.errors import AudioError, LeaseError
 from mer_batch.lease import holder_of
 from mer_batch.limits import ChildLimits
 from mer_batch.reading import READ_AHEAD_BYTES, Room, fetched, read_ahead
