@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import uuid
 from collections import deque
@@ -16,10 +17,10 @@ from mer_batch.child import Child
 from mer_batch.errors import AudioError, LeaseError
 from mer_batch.lease import holder_of
 from mer_batch.limits import ChildLimits
-from mer_batch.reading import READ_AHEAD_BYTES, Room, fetched, read_ahead
+from mer_batch.reading import READ_AHEAD_BYTES, Reader, Room
 from mer_batch.schema import Identity
 from mer_batch.steps import reach
-from mer_batch.storage import Location, Storage
+from mer_batch.storage import AudioObject, Location, Storage
 from mer_batch.task import GivenTrack, Task
 
 
@@ -227,10 +228,18 @@ class BlockWorker:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._child = Child(job.product.task(), job.limits)
+        self._reader = Reader(
+            functools.partial(
+                job.storage.read_audio,
+                max_bytes=job.limits.audio.max_bytes,
+                folders=job.folders,
+            )
+        )
 
     def close(self) -> None:
         """End the child process."""
         self._child.close()
+        self._reader.close()
 
     def work(self, number: int, block: pa.Table) -> BlockReport:
         """Do a block, write its part, report its name and its rejects.
@@ -255,29 +264,26 @@ class BlockWorker:
         given: deque[tuple[int, dict[str, Any], str]] = deque()
         unread: list[tuple[dict[str, Any], str, AudioError]] = []
         room = Room(READ_AHEAD_BYTES)
-        read_audio = functools.partial(
-            self._job.storage.read_audio,
-            max_bytes=self._job.limits.audio.max_bytes,
-            folders=self._job.folders,
-        )
 
-        def readable() -> Iterator[GivenTrack]:
-            for number, (track, fetch) in enumerate(read_ahead(tracks, read_audio, room)):
-                room.want(number)
-                try:
-                    audio = fetched(fetch)
-                except AudioError as error:
-                    unread.append((track, "", error))
+        def readable(
+            reads: Iterator[tuple[int, AudioObject | AudioError]],
+        ) -> Iterator[GivenTrack]:
+            for number, audio in reads:
+                track = tracks[number]
+                if isinstance(audio, AudioError):
+                    unread.append((track, "", audio))
                     room.give_back(number)
                     continue
                 given.append((number, track, audio.version))
                 seconds, track_id = track["expected_seconds"], str(track["track_id"])
                 yield GivenTrack(audio.content, seconds, track_id)
 
-        for outcome in self._child.outcomes(readable()):
-            number, track, version = given.popleft()
-            room.give_back(number)
-            yield track, version, outcome
+        uris = [track["audio_uri"] for track in tracks]
+        with contextlib.closing(self._reader.read(uris, room)) as reads:
+            for outcome in self._child.outcomes(readable(reads)):
+                number, track, version = given.popleft()
+                room.give_back(number)
+                yield track, version, outcome
         yield from unread
 
 
