@@ -165,9 +165,10 @@ class _Row:
 
     def _begin(self) -> None:
         """Begin to read as many as should be ahead, and for which there seems to be room."""
-        while self._to_come and len(self._ahead) < self._pace.n_ahead:
-            if self._ahead and self._pace.is_quick:
-                return  # once these are done with, no thread is needed
+        n_ahead = self._pace.n_ahead
+        if self._pace.is_quick:  # no thread is needed but to get past one that is late
+            n_ahead = min(n_ahead, len(self._ahead) + self._ready.empty())
+        while self._to_come and len(self._ahead) < n_ahead:
             number = self._to_come[0]
             if not self._ahead:
                 self._room.want(number)  # nothing else would come
