@@ -32,6 +32,7 @@ from mer_batch.faults import (
     code_of,
     explanation,
 )
+from mer_batch.quick_get import QuickGets
 
 _CLIENT_LOCK = threading.Lock()
 _CONNECT_SECONDS = 5
@@ -165,6 +166,19 @@ class Objects:
         client.meta.events.register_first("needs-retry.s3.HeadBucket", _refuse_redirect)
         return client
 
+    @property
+    def _quick_gets(self) -> QuickGets:
+        with _CLIENT_LOCK:
+            return self._quick
+
+    @functools.cached_property
+    def _quick(self) -> QuickGets:
+        return QuickGets(self._client, self._frozen_credentials)
+
+    def _frozen_credentials(self) -> Any:
+        found = self._session.get_credentials()
+        return found and found.get_frozen_credentials()
+
     # ------------------------------------------------------------------ reading
 
     def get(
@@ -221,13 +235,9 @@ class Objects:
         A range is asked for even where all is wanted: its answer tells the object's size apart from
         the body's, and so a body that was cut short on the way.
         """
-        asked = {"Bucket": bucket, "Key": key, **condition}
-        try:
-            reply = self.client.get_object(**asked, Range=wanted)
-        except botocore.exceptions.ClientError as error:
-            if code_of(error) not in _NO_SUCH_RANGE:
-                raise
-            reply = self.client.get_object(**asked)  # an empty object has no ranges
+        reply = None if condition else self._quick_gets.get(bucket, key, wanted)
+        if reply is None:
+            reply = self._ask_boto3(bucket, key, wanted, condition)
         place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", reply.get("ContentRange", ""))
         begin, n_total = (
             (int(place[1]), int(place[2])) if place else (0, _in(reply, "ContentLength"))
@@ -245,6 +255,19 @@ class Objects:
             and "SSECustomerAlgorithm" not in reply
         )
         return Piece(content, begin, n_total, etag), is_md5
+
+    def _ask_boto3(
+        self, bucket: str, key: str, wanted: str, condition: dict[str, str]
+    ) -> dict[str, Any]:
+        asked = {"Bucket": bucket, "Key": key, **condition}
+        try:
+            reply: dict[str, Any] = self.client.get_object(**asked, Range=wanted)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) not in _NO_SUCH_RANGE:
+                raise
+            return dict(self.client.get_object(**asked))  # an empty object has no ranges
+        self._quick_gets.learn(bucket, key)
+        return reply
 
     def head(self, bucket: str, key: str) -> tuple[int, str] | None:
         """Size and etag of an object, None where there is none."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer_batch.block import _READ_AHEAD_BYTES, BlockRecord, BlockReport, Job, NoRoomError, Room
-from mer_batch.config import StorageConfig
+from mer_batch.block import BlockRecord, BlockReport, Job
 from mer_batch.errors import AudioError, LeaseError
 from mer_batch.lease import Lease, lease_location
 from mer_batch.limits import ChildLimits
+from mer_batch.reading import READ_AHEAD_BYTES
 from mer_batch.schema import SCORE_COLUMNS, Identity
-from mer_batch.storage import AudioObject, Location, Storage
+from mer_batch.storage import Location, Storage
 from mer_batch.tag import Scores
 from tests.big_tracks import block_of, worker_in
-from tests.faulty_store import FaultyStore
 from tests.sounds import wav
 
 Place = tuple[Storage, Location]
@@ -97,124 +92,6 @@ def test_a_worker_that_finds_a_damaged_lease_says_so(place: Place) -> None:
         written(place, "ours")
 
 
-def test_room_is_given_to_what_fits() -> None:
-    room = Room(100)
-    room.take(1, 60)
-    room.take(2, 40)
-    with ThreadPoolExecutor() as pool:
-        third = pool.submit(room.take, 3, 1)
-        room.want(0)
-        assert not third.done()
-        room.give_back(1)
-        third.result(TIMEOUT_SECONDS)
-
-
-def test_whose_turn_has_come_is_let_in() -> None:
-    room = Room(100)
-    room.take(1, 100)
-    with ThreadPoolExecutor() as pool:
-        first, second = pool.submit(room.take, 0, 10**9), pool.submit(room.take, 2, 10**9)
-        room.want(0)
-        first.result(TIMEOUT_SECONDS)
-        room.want(1)
-        assert not second.done()
-        room.want(2)
-        second.result(TIMEOUT_SECONDS)
-
-
-def test_a_track_that_is_read_once_more_counts_once() -> None:
-    room = Room(100)
-    for _ in range(3):
-        room.take(1, 100)
-    room.give_back(1)
-    room.take(2, 100)
-
-
-def test_whoever_waits_is_turned_away_at_the_end() -> None:
-    room = Room(100)
-    room.take(1, 100)
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(room.take, 2, 1)
-        room.close()
-        with pytest.raises(AudioError, match="no longer wanted"):
-            waiting.result(TIMEOUT_SECONDS)
-
-
-def test_nothing_is_open_while_a_track_waits_for_room(place: Place) -> None:
-    """What is read then is what lies there then: the file, or the answer, was let go of."""
-    storage, folder = place
-    audio = folder.child("a.mp3")
-    storage.write(audio, b"before")
-    room = Room(100)
-    room.take(1, 100)
-    asked = threading.Event()
-
-    def read(admit: Callable[[int], None]) -> AudioObject:
-        def admit_and_tell(n_bytes: int) -> None:
-            asked.set()
-            admit(n_bytes)
-
-        return storage.read_audio(audio.uri, max_bytes=1_000, admit=admit_and_tell)
-
-    with ThreadPoolExecutor() as pool:
-        reading = pool.submit(room.fill, 2, read)
-        assert asked.wait(TIMEOUT_SECONDS)
-        storage.write(audio, b"afterwards")
-        room.give_back(1)
-        assert reading.result(TIMEOUT_SECONDS).content == b"afterwards"
-    room.take(3, 90)
-    with pytest.raises(NoRoomError):
-        room.take_at_once(4, 1)
-
-
-def test_what_fits_is_asked_for_once(s3: Any, faulty: FaultyStore) -> None:
-    s3.put_object(Bucket=s3.bucket, Key="a.mp3", Body=b"x" * 100)
-    storage = Storage(StorageConfig(endpoint_url=faulty.endpoint))
-    uri, before = f"s3://{s3.bucket}/a.mp3", faulty.asked["GET"]
-    read = functools.partial(storage.read_audio, uri, max_bytes=100)
-    assert Room(100).fill(0, read).version
-    assert faulty.asked["GET"] == before + 1
-
-
-def test_many_readers_never_wait_for_one_another() -> None:
-    """Any sizes, any order in which they come: every track has its turn, and the bound holds."""
-    random = np.random.default_rng(0)
-    sizes = random.integers(1, 150, 300).tolist()
-    room, held, most = Room(100), 0, 0
-    lock = threading.Lock()
-
-    def read(number: int) -> None:
-        nonlocal held, most
-        room.take(number, sizes[number])
-        with lock:
-            held += sizes[number]
-            most = max(most, held)
-
-    with ThreadPoolExecutor(4) as pool:
-        reads = [pool.submit(read, number) for number in range(len(sizes))]
-        for number, reading in enumerate(reads):
-            room.want(number)
-            reading.result(TIMEOUT_SECONDS)
-            if number:  # two are in the child's hands
-                with lock:
-                    held -= sizes[number - 1]
-                room.give_back(number - 1)
-    assert most <= 100 + 2 * 150
-
-
-def test_the_size_is_known_before_a_track_is_read(place: tuple[Storage, Location]) -> None:
-    storage, folder = place
-    audio = folder.child("a.mp3")
-    storage.write(audio, b"x" * 1_000)
-    asked: list[int] = []
-    read = storage.read_audio(audio.uri, max_bytes=1_000, admit=asked.append)
-    assert (asked, len(read.content)) == ([1_000], 1_000)
-    room = Room(999)
-    room.close()
-    with pytest.raises(AudioError, match="no longer wanted"):
-        storage.read_audio(audio.uri, max_bytes=1_000, admit=lambda n: room.take(1, n))
-
-
 def test_a_catalog_of_large_files_does_not_fill_the_memory(tmp_path: Path) -> None:
     """They come to half a gigabyte, of which all but one would be held without a bound."""
     random = np.random.default_rng(0)
@@ -234,7 +111,7 @@ def test_a_catalog_of_large_files_does_not_fill_the_memory(tmp_path: Path) -> No
     largest = found["largest_bytes"]
     assert largest == len(content) > 60_000_000
     # What fits ahead, the child's two, and what a worker takes without any track.
-    assert found["grown_bytes"] < _READ_AHEAD_BYTES + 2 * largest + 50_000_000
+    assert found["grown_bytes"] < READ_AHEAD_BYTES + 2 * largest + 50_000_000
 
 
 def test_a_worker_reads_past_what_cannot_be_read(
