@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mer_batch.block import BlockReport
 from mer_batch.child import ChildStartError
 from mer_batch.config import RayConfig
 from mer_batch.errors import StorageError
 from mer_batch.pipelines.cluster import _quiet_stderr
-from mer_batch.pipelines.fleet import FleetError, stream
+from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, FleetError, cut, even_blocks, stream
 
 _NOTHING = BlockReport(None, 0, 0, 0, [], [], [])
 
@@ -80,3 +82,61 @@ def test_what_ray_says_as_it_goes_down_is_no_news(
     said = capfd.readouterr().err
     assert ("Failed to push" in said) == verbose
     assert "and what comes after is heard" in said
+
+
+def pending(seconds: list[float | None]) -> pa.Table:
+    columns = {"track_id": list(range(len(seconds))), "expected_seconds": seconds}
+    return pa.table(columns, schema=TRACKS)
+
+
+TRACKS = pa.schema({"track_id": pa.int64(), "expected_seconds": pa.float64()})
+LENGTHS = st.none() | st.floats(0, 20_000) | st.sampled_from([float("nan"), float("inf"), -1.0])
+
+
+@given(
+    st.lists(st.lists(LENGTHS, max_size=120), max_size=5), st.integers(1, 9), st.integers(-50, 50)
+)
+def test_blocks_are_the_tracks_in_order_however_they_come(
+    tables: list[list[float | None]], n_cpus: int, mistaken_by: int
+) -> None:
+    every = [seconds for table in tables for seconds in table]
+    n_told = max(0, len(every) + mistaken_by)
+    blocks = list(cut(map(pending, tables), n_told, n_cpus, most=40))
+    assert all(0 < len(block) <= 40 for block in blocks)
+    came = [repr(s) for block in blocks for s in block["expected_seconds"].to_pylist()]
+    assert came == [repr(seconds) for seconds in every]  # a NaN is not its own equal
+
+
+def test_a_block_is_some_seconds_of_work_whatever_its_tracks_are_long() -> None:
+    clips, hours = (list(even_blocks(pending([s] * 2000), 2)) for s in (30.0, 3600.0))
+    assert {len(block) for block in clips[:3]} == {MAX_BLOCK_TRACKS}
+    assert {len(block) for block in hours[:-9]} == {2}
+    assert {len(block) for block in even_blocks(pending([None] * 256_000), 2)} >= {256, 16}
+
+
+def test_the_last_blocks_are_small_and_few_tracks_are_cut_fine() -> None:
+    sizes = [len(block) for block in even_blocks(pending([30.0] * 4000), 2)]
+    assert sizes[0] == MAX_BLOCK_TRACKS
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-2:] <= [16, 16]
+    assert len(sizes) < 40
+    assert max(len(block) for block in even_blocks(pending([30.0] * 8), 2)) <= 2
+
+
+def test_an_absurd_length_does_not_turn_all_others_to_dust() -> None:
+    sizes = [len(block) for block in even_blocks(pending([1e300, *[30.0] * 4000]), 2)]
+    assert len(sizes) < 60
+
+
+def test_tables_are_taken_as_blocks_are_asked_for() -> None:
+    taken = []
+
+    def tables() -> Iterator[pa.Table]:
+        for number in range(4):
+            taken.append(number)
+            yield pending([30.0] * 1000)
+
+    blocks = cut(tables(), 4000, 2)
+    assert len(next(blocks)) == MAX_BLOCK_TRACKS
+    assert taken == [0]
+    assert sum(map(len, blocks)) == 4000 - MAX_BLOCK_TRACKS
