@@ -27,6 +27,9 @@ _MAX_BLOCK_SECONDS = 256 * 35.0
 # of what is left, down to half a second of work; a night of few tracks is cut finer at once.
 _SHARES_PER_CPU = 2
 _MIN_BLOCK_SECONDS = 16 * 35.0
+# A table's log grows with its parts, and every commit with the log: beyond so many parts a night's
+# blocks are larger.
+_MANY_PARTS = 100_000
 _BLOCKS_PER_CPU = 8
 # What opening a track costs, as audio; what is taken for a length that no catalog states, and for
 # the longest: a mistaken one must not turn all others to dust [s].
@@ -126,15 +129,13 @@ def lost_nodes() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in nodes if not node["Alive"])
 
 
-def even_blocks(
-    pending: pa.Table, n_cpus: int, *, most: int = MAX_BLOCK_TRACKS
-) -> Iterator[pa.Table]:
+def even_blocks(pending: pa.Table, n_cpus: int, *, most: int | None = None) -> Iterator[pa.Table]:
     """Cut the work into blocks by its cost, not by its bytes; see :func:`cut`."""
     return cut([pending], len(pending), n_cpus, most=most)
 
 
 def cut(
-    tables: Iterable[pa.Table], n_tracks: int, n_cpus: int, *, most: int = MAX_BLOCK_TRACKS
+    tables: Iterable[pa.Table], n_tracks: int, n_cpus: int, *, most: int | None = None
 ) -> Iterator[pa.Table]:
     """Cut tables of pending tracks into blocks, the tables being taken as blocks are asked for.
 
@@ -145,10 +146,12 @@ def cut(
     n_tracks : int
         How many tracks they hold: tells how near the end is.
     n_cpus : int
-    most : int
-        Tracks of a block.
+    most : int, optional
+        Tracks of a block; by default as many as keep a night's parts in bounds.
     """
-    held, finest = None, _MIN_BLOCK_SECONDS
+    scale = max(1.0, n_tracks / (MAX_BLOCK_TRACKS * _MANY_PARTS))
+    most = most or int(MAX_BLOCK_TRACKS * scale)
+    held, finest, coarsest = None, _MIN_BLOCK_SECONDS, _MAX_BLOCK_SECONDS * scale
     for table in tables:
         held = pa.concat_tables([held, table]) if held is not None else table
         ends = np.cumsum(_work_seconds(held))
@@ -157,7 +160,7 @@ def cut(
         begin = 0
         while begin < len(held):
             share = mean * n_tracks / (n_cpus * _SHARES_PER_CPU)
-            end = _end(ends, begin, min(_MAX_BLOCK_SECONDS, max(finest, share)), most)
+            end = _end(ends, begin, min(coarsest, max(finest, share)), most)
             if end == len(held) and n_tracks > end - begin:
                 break  # the next table goes on with it
             yield held.slice(begin, end - begin).combine_chunks()

@@ -128,6 +128,12 @@ def test_an_absurd_length_does_not_turn_all_others_to_dust() -> None:
     assert len(sizes) < 60
 
 
+def test_a_huge_night_has_larger_blocks_unless_they_are_bounded() -> None:
+    table, n_tracks = pending([30.0] * 5000), 10 * 256 * 100_000
+    assert len(next(cut([table], n_tracks, 1000))) == 10 * MAX_BLOCK_TRACKS
+    assert len(next(cut([table], n_tracks, 1000, most=128))) == 128
+
+
 def test_tables_are_taken_as_blocks_are_asked_for() -> None:
     taken = []
 
