@@ -28,8 +28,9 @@ _MAX_BLOCK_SECONDS = 256 * 35.0
 _SHARES_PER_CPU = 2
 _MIN_BLOCK_SECONDS = 16 * 35.0
 # A table's log grows with its parts, and every commit with the log: beyond so many parts a night's
-# blocks are larger.
+# blocks are larger, up to so many times: they must not outgrow a task's call.
 _MANY_PARTS = 100_000
+_MAX_SCALE = 4.0
 _BLOCKS_PER_CPU = 8
 # What opening a track costs, as audio; what is taken for a length that no catalog states, and for
 # the longest: a mistaken one must not turn all others to dust [s].
@@ -74,8 +75,8 @@ def stream(
 
     # With the job in it, not beside it: it then goes through the cluster's table of functions. What
     # lies in the object store and is lost with its raylet has Ray end the driver, without a word.
-    def block_work(number: int, block: pa.Table) -> BlockReport:
-        return work(number, block, job)
+    def block_work(number: int, packed: bytes) -> BlockReport:
+        return work(number, pa.ipc.open_stream(packed).read_all(), job)
 
     # A decoder that does not start on one machine may start on another.
     tries_again: Any = [ChildStartError]  # Ray's own annotation knows no lists
@@ -89,7 +90,7 @@ def stream(
             asked, n_cpus = time.monotonic(), cluster_cpus()
         free = _WINDOW_PER_CPU * max(1, n_cpus) - len(in_flight)
         for number, block in itertools.islice(numbered, max(0, free)):
-            in_flight.append(task.remote(number, block))
+            in_flight.append(task.remote(number, _packed(block)))
         if not in_flight:
             return
         done, in_flight = ray.wait(in_flight, num_returns=1, timeout=TICK_SECONDS)
@@ -99,6 +100,19 @@ def stream(
             say("no node of the cluster has CPUs: waiting for one, as long as it takes")
             heard = time.monotonic()
         yield from _fetched(done) if done else [None]
+
+
+def _packed(block: pa.Table) -> bytes:
+    """A block as small as it gets: more than 100 kB go through the object store, as a job must not.
+
+    And a window of blocks for a thousand cores lies in the driver's memory.
+    """
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, block.schema, options=options) as stream:
+        stream.write_table(block)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
 
 
 def _fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
@@ -149,7 +163,7 @@ def cut(
     most : int, optional
         Tracks of a block; by default as many as keep a night's parts in bounds.
     """
-    scale = max(1.0, n_tracks / (MAX_BLOCK_TRACKS * _MANY_PARTS))
+    scale = min(_MAX_SCALE, max(1.0, n_tracks / (MAX_BLOCK_TRACKS * _MANY_PARTS)))
     most = most or int(MAX_BLOCK_TRACKS * scale)
     held, finest, coarsest = None, _MIN_BLOCK_SECONDS, _MAX_BLOCK_SECONDS * scale
     for table in tables:

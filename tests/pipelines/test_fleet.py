@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,21 @@ from mer_batch.child import ChildStartError
 from mer_batch.config import RayConfig
 from mer_batch.errors import StorageError
 from mer_batch.pipelines.cluster import _quiet_stderr
-from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, FleetError, cut, even_blocks, stream
+from mer_batch.pipelines.fleet import (
+    MAX_BLOCK_TRACKS,
+    FleetError,
+    _packed,
+    cut,
+    even_blocks,
+    stream,
+)
 
+_TRACK = pa.table({"track_id": ["1"]})
 _NOTHING = BlockReport(None, 0, 0, 0, [], [], [])
 
 
-def reports(work: Callable[..., BlockReport], job: Any, n_blocks: int = 1) -> list[Any]:
-    blocks = iter([pa.table({"track_id": [str(n)]}) for n in range(n_blocks)])
+def reports(work: Callable[..., BlockReport], job: Any, table: pa.Table = _TRACK) -> list[Any]:
+    blocks = iter([table])
     said: list[str] = []
     found = [r for r in stream(work, job, blocks, say=said.append) if r is not None]
     assert not said
@@ -37,6 +47,24 @@ def full_disk(number: int, block: pa.Table, job: Any) -> BlockReport:
 
 def no_handles(number: int, block: pa.Table, job: Any) -> BlockReport:
     raise OSError(errno.EMFILE, "Too many open files")
+
+
+def says_what_it_was_given(number: int, block: pa.Table, job: Any) -> BlockReport:
+    return BlockReport(None, 0, 0, number, [], [block], [block.nbytes])
+
+
+def test_a_block_arrives_as_it_was_cut(local_ray: None) -> None:
+    columns = {"track_id": [1, None], "at": [None, "\0ä"], "seen": [datetime.datetime.min, None]}
+    (report,) = reports(says_what_it_was_given, None, table=pa.table(columns))
+    assert report.mended_ids[0].equals(pa.table(columns))
+
+
+def test_the_largest_block_fits_into_a_call() -> None:
+    ids = [str(uuid.uuid4()) for _ in range(4 * MAX_BLOCK_TRACKS)]
+    uris = [f"s3://bucket/catalog/audio/{name[:2]}/{name}.mp3" for name in ids]
+    etags = [uuid.uuid4().hex for _ in ids]
+    block = pa.table({"track_id": ids, "audio_uri": uris, "audio_version": etags})
+    assert len(_packed(block)) < 100 * 1024
 
 
 def starts_at_the_second_attempt(number: int, block: pa.Table, job: Any) -> BlockReport:
@@ -130,7 +158,8 @@ def test_an_absurd_length_does_not_turn_all_others_to_dust() -> None:
 
 def test_a_huge_night_has_larger_blocks_unless_they_are_bounded() -> None:
     table, n_tracks = pending([30.0] * 5000), 10 * 256 * 100_000
-    assert len(next(cut([table], n_tracks, 1000))) == 10 * MAX_BLOCK_TRACKS
+    assert len(next(cut([table], n_tracks // 5, 1000))) == 2 * MAX_BLOCK_TRACKS
+    assert len(next(cut([table], n_tracks, 1000))) == 4 * MAX_BLOCK_TRACKS
     assert len(next(cut([table], n_tracks, 1000, most=128))) == 128
 
 
