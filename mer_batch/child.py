@@ -46,6 +46,7 @@ _LAST_WORDS_SECONDS = 5.0
 _MAX_REPLY_BYTES = 64 * 1024
 _MAX_STDERR_BYTES = 64 * 1024
 _DRAIN_BYTES = 64 * 1024
+_ONE_PIECE_BYTES = 64 * 1024
 _MAX_OPEN_FILES = 64
 _MAX_WARM_UP_SECONDS = 60.0
 # Arrays of a megabyte come and go with every track. By itself the C library gives their memory back
@@ -264,7 +265,14 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
+def _frame(payload: bytes) -> bytes:
+    return struct.pack(">Q", len(payload)) + payload
+
+
 def _send(connection: socket.socket, payload: bytes) -> None:
+    if len(payload) <= _ONE_PIECE_BYTES:
+        connection.sendall(_frame(payload))  # in pieces, each would wake the other side
+        return
     connection.sendall(struct.pack(">Q", len(payload)))
     connection.sendall(payload)
 
@@ -275,8 +283,12 @@ def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
         _send(connection, b"null")
         return
     told = {"expected_seconds": track.expected_seconds, "track_id": track.track_id}
-    _send(connection, json.dumps(told).encode())
-    _send(connection, track.audio_bytes)
+    frames = _frame(json.dumps(told).encode()) + struct.pack(">Q", len(track.audio_bytes))
+    if len(track.audio_bytes) <= _ONE_PIECE_BYTES:
+        connection.sendall(frames + track.audio_bytes)
+        return
+    connection.sendall(frames)
+    connection.sendall(track.audio_bytes)
 
 
 def _checked(header: bytearray) -> dict[str, Any]:

@@ -15,8 +15,12 @@ from typing import Any
 # Set before ray is imported: it reads them then.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A raylet asks whether its own object store answers, and would ask again after a whole second.
+os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
+os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
 
 import ray
+import ray._private.node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mer_batch.config import RayConfig
@@ -25,6 +29,10 @@ from mer_batch.errors import ClusterError, ConfigError
 # Only names of parts and reject rows pass through the object store, never audio or features.
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
+# Processes of a local Ray that nothing of ours asks: its dashboard's server, its autoscaler, and
+# what copies workers' logs to the driver. Their imports and their end are half of Ray's start and
+# stop on two cores. No option of Ray 2.60 leaves them out.
+_SPARED = ("start_api_server", "start_monitor", "start_log_monitor")
 
 # How long nodes may take to unpack a job's files, and a cluster to answer at all [s].
 _UNPACK_SECONDS = 60.0
@@ -105,19 +113,36 @@ def cluster_cpus() -> int:
 def _start(config: RayConfig) -> None:
     """Start a Ray on this machine."""
     try:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **_quiet_unless(config.verbose),
-        )
+        with contextlib.nullcontext() if config.verbose else _lean():
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **_quiet_unless(config.verbose),
+            )
     except Exception as error:  # Ray raises plain ones too
         raise ClusterError(
             f"Ray cannot be started on this machine: {first_line(error)}; it needs free space in "
             "its temporary folder (RAY_TMPDIR, TMPDIR or /tmp), in /dev/shm and in the home "
             "folder, and some hundred file handles (ulimit -n); with ray.verbose=true it says more"
         ) from error
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Have a local Ray start without the processes that are spared.
+
+    A release that starts them in another way starts them all, which takes its time and does no
+    harm.
+    """
+    node = ray._private.node.Node
+    with contextlib.ExitStack() as restored:
+        for name in _SPARED:
+            if hasattr(node, name):
+                restored.callback(setattr, node, name, getattr(node, name))
+                setattr(node, name, lambda *args, **options: None)
+        yield
 
 
 def _join(address: str, config: RayConfig) -> None:

@@ -22,6 +22,11 @@ from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage, parse_uri
 
 _COMMIT_SECONDS = 5.0
+# What a crash costs at most, besides the blocks in hand, where commits take so long that they are
+# made less often: a table's log, and the rejects that a commit is merged with, grow with a night.
+_MAX_COMMIT_SECONDS = 60.0
+# Of the driver's time, commits take no more than one part in so many.
+_COMMIT_SHARE = 10
 _DONE = {"scores": "scored", "features": "extracted"}
 _WRITTEN = {"scores": ("scores", "enriched"), "features": ("features",)}
 
@@ -156,6 +161,7 @@ class Committer:
         self._waiting: list[BlockReport] = []
         self._sequence = 0
         self._last = time.monotonic()
+        self._pause_seconds = _COMMIT_SECONDS
 
     def __enter__(self) -> Committer:
         return self
@@ -182,13 +188,14 @@ class Committer:
             Where the lease is lost, even if nothing waits: a run must not go on for nothing.
         """
         self._session.run.lease.check()
-        if time.monotonic() - self._last >= _COMMIT_SECONDS:
+        if time.monotonic() - self._last >= self._pause_seconds:
             self._commit()
 
     def _commit(self) -> None:
         if not self._waiting:
             return
         ledger, run = self._session.ledger, self._session.run
+        began = time.monotonic()
         with self._session.signals.deferred():
             run.lease.check()
             ledger.renew()
@@ -210,3 +217,9 @@ class Committer:
                 self._sequence = sequence
             self._waiting.clear()
             self._last = time.monotonic()
+        self._pause_seconds = pause_seconds(self._last - began)
+
+
+def pause_seconds(commit_seconds: float) -> float:
+    """How long to wait after a commit that took so long [s]."""
+    return min(_MAX_COMMIT_SECONDS, max(_COMMIT_SECONDS, (_COMMIT_SHARE - 1) * commit_seconds))

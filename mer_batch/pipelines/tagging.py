@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -196,7 +196,8 @@ def _work(
             to_decode = _damaged(session, plan, rescored)
             from_features = from_features.slice(0, 0)
         if n_tracks := len(to_decode) + len(from_features):
-            with work.on_a_fleet(n_tracks, doing="tagging", meanwhile=checkpoint.check) as fleet:
+            trial = _trial(config, checkpoint)
+            with work.on_a_fleet(n_tracks, doing="tagging", meanwhile=trial) as fleet:
                 if len(from_features):
                     rescored = fleet.run(_rescore_block, _blocks_by_part(from_features))
                     left = _damaged(session, plan, rescored)
@@ -204,6 +205,15 @@ def _work(
                 decoded = fleet.run(work_block, even_blocks(to_decode, fleet.n_cpus))
     _tell_rescored(session, rescored)
     return rescored, decoded
+
+
+def _trial(config: TagConfig, checkpoint: Checkpoint) -> Callable[[], None]:
+    """What finds out whether the model works before any track is decoded.
+
+    The built-in one does, its hash says so, and to import torch here as well as in the decoders
+    would take from Ray's start what it saves.
+    """
+    return (lambda: None) if config.model.uri == "builtin" else checkpoint.check
 
 
 def _divided(session: Session, job: Job, plan: Plan) -> tuple[pa.Table, pa.Table]:

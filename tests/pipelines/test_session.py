@@ -19,7 +19,7 @@ from mer_batch.checkpoint import builtin_checkpoint
 from mer_batch.config import TagConfig, parse_config
 from mer_batch.errors import LeaseError
 from mer_batch.lease import lease_location
-from mer_batch.pipelines.session import Committer, Session, opened
+from mer_batch.pipelines.session import Committer, Session, opened, pause_seconds
 from mer_batch.pipelines.tagging import _job
 from mer_batch.storage import Storage
 
@@ -94,3 +94,7 @@ def test_a_fleet_that_is_not_there_is_a_refusal_only_before_work(
     command = [sys.executable, "-c", _FLEET, str(tmp_path), str(n_done)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.stdout.startswith(f"{exit_code} ray.address="), ended
+
+
+def test_commits_that_take_long_are_made_less_often_within_bounds() -> None:
+    assert [pause_seconds(took) for took in (0.0, 0.5, 1.0, 3.0, 100.0)] == [5, 5, 9, 27, 60]
