@@ -190,7 +190,7 @@ class MelStream:
     def _put(self, samples: Float32, n_frames: int) -> None:
         """Window frames, the first of which begins with the samples."""
         p, step = self._parameters, samples.strides[0]
-        # Frames overlap in memory: no copy. `as_strided` does the same and takes five times as long.
+        # Frames overlap in memory: no copy. `as_strided` does the same in five times the time.
         shape, strides = (n_frames, p.n_fft), (p.hop_length * step, step)
         frames: Float32 = np.ndarray(shape, np.float32, samples, strides=strides)
         done = 0
