@@ -29,6 +29,7 @@ from mer_batch.enrich import (
 )
 from mer_batch.errors import ConfigError
 from mer_batch.ledger import held_id_type, reject_reasons
+from mer_batch.pipelines.compaction import compact_if_due
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
@@ -138,6 +139,7 @@ def run(
         rescored, decoded = _work(config, session, job, plan, checkpoint)
         with session.signals.deferred(), no_refusal():
             outcome, folder, is_new = _publish(config, session, job, plan)
+        compact_if_due(session)
         return TagSummary(
             session.run.run_id, len(plan.keys), decoded.n_done + decoded.n_rejected,
             rescored.n_done, outcome, folder.uri, session.output.child("rejects").uri, is_new,
