@@ -81,7 +81,8 @@ def cases(place: Place, rng: random.Random) -> list[Case]:
         if rng.random() < 0.5:
             add_on_a_fleet(Point(step, "raylet"))
     for step in _COMPACTING:
-        add("compact", Point(step, "driver", rng.randint(1, 2)))
+        of_each_table = step not in _COMPACTING[:3]
+        add("compact", Point(step, "driver", rng.randint(1, 3) if of_each_table else 1))
         add("compact", Point(step, "holder"))
     # Two processes in a row, in one run.
     add_on_a_fleet(Point(rng.choice(_WORKERS), "worker"), Point("parts_to_commit", "driver"))

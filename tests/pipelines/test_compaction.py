@@ -171,7 +171,7 @@ def test_who_does_not_hold_the_output_keeps_nothing_in_order(place: Place) -> No
     before = files(place)
     lease = Lease(place[0], lease_location(place[1]), "another-run", seconds=60)
     try:
-        with pytest.raises(LeaseError, match="another-run .* holds the lease"):
+        with pytest.raises(LeaseError, match=r"another-run .* holds the lease"):
             compact(place)
     finally:
         lease.release()
