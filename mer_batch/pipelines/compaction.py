@@ -19,8 +19,8 @@ from mer_batch.schema import SCHEMAS
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage, parse_uri
 
-# So many small parts cost a reader a second in a store; a run of its own accord merges them then.
-_MANY_PARTS = 256
+# So many small parts cost a reader a second or two in a store: then a run merges them by itself.
+MANY_PARTS = 64
 
 
 @dataclass
@@ -114,7 +114,7 @@ def compact_if_due(holding: Holding) -> None:
         return
     try:
         for name in holding.ledger.tables:
-            if len(small_parts(holding.ledger.parts(name))) >= _MANY_PARTS:
+            if len(small_parts(holding.ledger.parts(name))) >= MANY_PARTS:
                 found = _compact(holding, name)
                 holding.say(f"{name}: {found.n_merged:,} small parts merged, {found.n_parts:,} now")
     except StorageError as error:

@@ -240,7 +240,7 @@ def test_traces_of_old_runs_go_but_of_none_that_is_open(place: Place) -> None:
 @pytest.mark.parametrize("when", ["auto", "never"])
 def test_a_run_merges_many_small_parts_at_its_end(place: Place, when: str) -> None:
     ledger = open_ledger(place)
-    parts = [write_part(place, "r1", f"p{n}", [f"t{n:03}"]) for n in range(256)]
+    parts = [write_part(place, "r1", f"p{n}", [f"t{n:03}"]) for n in range(compaction.MANY_PARTS)]
     ledger.commit_parts(parts[:-1], run_id="r1", sequence=1)
     settings = config(place, when=when)
 
@@ -254,8 +254,10 @@ def test_a_run_merges_many_small_parts_at_its_end(place: Place, when: str) -> No
     ledger = open_ledger(place, generation=2**40)
     ledger.commit_parts(parts[-1:], run_id="r1", sequence=2)
     said = end_a_run()
-    assert ("scores: 256 small parts merged, 1 now" in said) == (when == "auto")
-    assert len(scored_ids(Ledger(*place, pa.string()))) == 256
+    assert (f"scores: {compaction.MANY_PARTS} small parts merged, 1 now" in said) == (
+        when == "auto"
+    )
+    assert len(scored_ids(Ledger(*place, pa.string()))) == compaction.MANY_PARTS
 
 
 def test_a_night_whose_tables_cannot_be_merged_ends_well_all_the_same(
@@ -263,7 +265,9 @@ def test_a_night_whose_tables_cannot_be_merged_ends_well_all_the_same(
 ) -> None:
     straight = Storage(StorageConfig(endpoint_url=s3.endpoint)), parse_uri(f"s3://{s3.bucket}/out")
     ledger = open_ledger(straight)
-    parts = [write_part(straight, "r1", f"p{n}", [f"t{n:03}"]) for n in range(256)]
+    parts = [
+        write_part(straight, "r1", f"p{n}", [f"t{n:03}"]) for n in range(compaction.MANY_PARTS)
+    ]
     ledger.commit_parts(parts, run_id="r1", sequence=1)
     behind = Storage(StorageConfig(endpoint_url=faulty.endpoint, patience_seconds=1)), straight[1]
     with compaction.held(
@@ -273,7 +277,7 @@ def test_a_night_whose_tables_cannot_be_merged_ends_well_all_the_same(
         compaction.compact_if_due(holding)
     assert faulty.suffered["SlowDown"] > 0
     assert "merged another time" in "\n".join(holding.run.log)
-    assert len(scored_ids(Ledger(*straight, pa.string()))) == 256
+    assert len(scored_ids(Ledger(*straight, pa.string()))) == compaction.MANY_PARTS
     compact(straight)
     assert not straight[0].is_folder(straight[1].child("runs", "_open"))
     assert len(Ledger(*straight, pa.string()).parts("scores")) == 1
