@@ -261,6 +261,42 @@ class CompactConfig(_Section):
         return self
 
 
+class ScoringConfig(_Section):
+    """Where decoded features are scored: in each decoder's own process, or by a pool of actors.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda", "auto"}
+        ``cuda``: by actors on GPUs. ``auto``: so where the cluster has GPUs, else as ``cpu``.
+    actors : int
+        How many. 0: with ``cpu`` none, every decoder scores for itself; with ``cuda`` as many as
+        there are GPUs for.
+    gpus_per_actor : float
+        A share of one, so that several have it in common, or a whole number.
+    batch_segments : int
+        Segments that an actor is shown at a time, at most.
+    """
+
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    actors: int = Field(0, ge=0, le=1_024)
+    gpus_per_actor: float = Field(1.0, ge=0.01, le=64)
+    batch_segments: int = Field(32, ge=1, le=4_096)
+
+    @model_validator(mode="after")
+    def _gpus_are_whole_or_shared(self) -> ScoringConfig:
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(
+                f"gpus_per_actor={self.gpus_per_actor:g} must be a share of one GPU or a whole "
+                "number of them"
+            )
+        return self
+
+    @property
+    def wants_pool(self) -> bool:
+        """Whether there is a pool for certain, whatever the cluster has."""
+        return self.device == "cuda" or self.actors > 0
+
+
 class TagConfig(_Section):
     """Configuration of ``mer-batch tag``.
 
@@ -277,6 +313,7 @@ class TagConfig(_Section):
     catalog: CatalogConfig
     output: OutputConfig
     model: ModelConfig = ModelConfig()
+    scoring: ScoringConfig = ScoringConfig()
     audio: AudioConfig = AudioConfig()
     storage: StorageConfig = StorageConfig()
     ray: RayConfig = RayConfig()

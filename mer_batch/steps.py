@@ -37,6 +37,7 @@ STEPS = {
     "rescore_begun": "a block of tracks is about to be scored from features",
     "track_given": "a decoder has a track",
     "track_done": "a track's outcome is there, in a worker's memory",
+    "batch_to_score": "an actor of the scoring pool has features of some tracks",
     "part_to_write": "all outcomes of a block are there, and about to be written",
     "file_to_place": "a local file is whole under a name that nobody reads",
     "part_written": "a part is written that no commit names",

@@ -77,10 +77,10 @@ def stream(
         elif time.monotonic() - heard > _IDLE_LINE_SECONDS:
             say("no node of the cluster has CPUs: waiting for one, as long as it takes")
             heard = time.monotonic()
-        yield from _fetched(done) if done else [None]
+        yield from fetched(done) if done else [None]
 
 
-def _fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
+def fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
     """The reports of tasks that are done; what they have raised comes without Ray's traces."""
     try:
         reports: list[BlockReport] = ray.get(done)

@@ -96,8 +96,9 @@ class Chain:
             for case in mixed:
                 self._case(case)
             self._complete("tag")
-            for case in [*by_kind.get("decode", []), *by_kind.get("compact", [])]:
-                self._case(case)
+            for kind in ("decode", "pool", "compact"):
+                for case in by_kind.get(kind, []):
+                    self._case(case)
             self._complete("tag")
             self._complete("compact")
 
@@ -119,6 +120,7 @@ class Chain:
     def _try(self, case: Case) -> bool:
         """Whether a run has come to the points of a case, and what must hold has held."""
         last = case.points[-1]
+        self._world.n_actors = 1 if case.kind == "pool" else 0
         self._stir(case.kind)
         if last.step == "part_to_sweep":
             self._crash(case.command, Point("parts_to_commit", "driver"))
@@ -144,7 +146,7 @@ class Chain:
                 self._world.next_night()
         else:
             self._world.new_audio()
-            if kind == "decode":
+            if kind in ("decode", "pool"):
                 self._world.has_features = False
 
     def _crash(self, command: Command, *points: Point) -> bool:

@@ -14,8 +14,8 @@ from tests.chaos.world import Command
 
 Place = Literal["disk", "store"]
 #: What a run has to do: publish only, score from features, decode and score, decode and keep,
-#: merge small parts.
-Kind = Literal["publish", "rescore", "decode", "extract", "compact"]
+#: merge small parts, decode and have a pool score.
+Kind = Literal["publish", "rescore", "decode", "extract", "compact", "pool"]
 
 _STORE_ONLY = {"marker_removed", "beside_to_clear", "night_to_sweep"}
 _DISK_ONLY = {"night_to_place", "night_placed", "night_cleared", "file_to_place"}
@@ -32,6 +32,7 @@ _COMPACTING = (
     "merged_part_written", "parts_to_replace", "parts_replaced", "log_summed_up",
     "unused_to_delete", "unused_deleted",
 )  # fmt: skip
+_POOLED = "batch_to_score"
 _TWICE = {"fence_to_put", "fence_put", "file_to_place"}
 _ON_A_FLEET: tuple[Kind, ...] = ("decode", "extract")
 _FLEET_VICTIMS: tuple[Victim, ...] = ("worker", "decoder", "raylet", "driver")
@@ -46,13 +47,13 @@ class Case:
 
     @property
     def command(self) -> Command:
-        return self.kind if self.kind in ("extract", "compact") else "tag"
+        return self.kind if self.kind == "extract" or self.kind == "compact" else "tag"
 
 
 def cases(place: Place, rng: random.Random) -> list[Case]:
     """Every case for a place."""
     absent = (_DISK_ONLY if place == "store" else _STORE_ONLY) | _SPECIAL
-    work = {*_WORKERS, *_RESCORING, *_COMMITTING, *_COMPACTING}
+    work = {*_WORKERS, *_RESCORING, *_COMMITTING, *_COMPACTING, _POOLED}
     around = [step for step in STEPS if step not in work | absent]
     found: list[Case] = []
 
@@ -80,6 +81,10 @@ def cases(place: Place, rng: random.Random) -> list[Case]:
         add_on_a_fleet(Point(step, "driver"))
         if rng.random() < 0.5:
             add_on_a_fleet(Point(step, "raylet"))
+    for victim in ("worker", "driver", "raylet", "decoder"):
+        add("pool", Point(_POOLED, victim, rng.randint(1, 2)))
+    for step in ("part_to_write", "part_written"):
+        add("pool", Point(step, "worker"))
     for step in _COMPACTING:
         of_each_table = step not in _COMPACTING[:3]
         add("compact", Point(step, "driver", rng.randint(1, 3) if of_each_table else 1))

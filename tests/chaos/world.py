@@ -79,6 +79,8 @@ class World:
     ----------
     tracks : dict of str to str
         Mood of every track, or one of ``BROKEN``, by its id.
+    n_actors : int
+        Of the pool that scores for `tag`; none at first.
     watch : Watch
         What has been seen of the output from outside the runs.
     """
@@ -95,6 +97,7 @@ class World:
         self.folder = folder
         self.tracks: dict[str, str] = {}
         self.has_features = False
+        self.n_actors = 0
         self._rng = rng
         self._endpoint = endpoint
         self._n_titles = 0
@@ -189,6 +192,7 @@ class World:
         }
         if command != "extract":
             content |= {"model": {"uri": str(self._model)}, "run_date": self.run_date}
+            content |= {"scoring": {"actors": self.n_actors, "batch_segments": 4}}
         path = self.folder / f"{command}.yaml"
         path.write_text(yaml.safe_dump(content))
         return path
