@@ -370,6 +370,32 @@ def test_readers_keep_what_they_hold_for_a_week_unless_somebody_knows_better(
     assert "keep_runs_days" in refusal(config_file, "compact.keep_runs_days=1")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("scoring.device=gpu", "scoring.device='gpu'"),
+        ("scoring.actors=-1", "scoring.actors=-1"),
+        ("scoring.actors=100000", "scoring.actors=100000"),
+        ("scoring.gpus_per_actor=0", "scoring.gpus_per_actor=0"),
+        ("scoring.gpus_per_actor=1.5", "must be a share of one GPU or a whole number of them"),
+        ("scoring.batch_segments=0", "scoring.batch_segments=0"),
+        ("scoring.actor=1", "did you mean 'scoring.actors'"),
+    ],
+)
+def test_a_scoring_pool_is_of_a_size_that_makes_sense(
+    config_file: Path, override: str, words: str
+) -> None:
+    assert words in refusal(config_file, override)
+
+
+def test_decoders_score_for_themselves_unless_a_pool_is_asked_for(config_file: Path) -> None:
+    scoring = load_config(TagConfig, config_file).scoring
+    assert (scoring.device, scoring.actors, scoring.wants_pool) == ("cpu", 0, False)
+    for override in ("scoring.device=cuda", "scoring.actors=2"):
+        assert load_config(TagConfig, config_file, [override]).scoring.wants_pool
+    assert not load_config(TagConfig, config_file, ["scoring.device=auto"]).scoring.wants_pool
+
+
 def test_an_output_is_that_of_tag_or_of_extract_by_the_keys_in_the_file(config_file: Path) -> None:
     assert isinstance(load_output_config(config_file), TagConfig)
     config_file.write_text(f"{config_file.read_text()}\nfeatures: {{name: paper}}\n")
