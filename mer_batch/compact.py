@@ -87,11 +87,10 @@ def merge(
             path = f"{run_id}/merged-{next(number):06d}-{parts_id(p.path for p in writer.parts)}"
             yield _written(storage, table, f"{path}.parquet", writer)
 
-    for part, rows in _read(storage, table, parts):
+    for part, rows in _read(storage, table, parts, columns):
         if isinstance(rows, str):
             say(f"a part of {table.uri} is left as it is: {rows}")
             continue
-        rows = [_conformed(group, columns) for group in rows] if columns else rows
         kind = _kind(rows[0].schema)
         if columns is None and feature_table.METADATA_KEY not in (rows[0].schema.metadata or {}):
             continue
@@ -111,7 +110,7 @@ def _kind(columns: pa.Schema) -> bytes:
 
 
 def _read(
-    storage: Storage, table: Location, parts: Sequence[Part]
+    storage: Storage, table: Location, parts: Sequence[Part], columns: pa.Schema | None
 ) -> Iterator[tuple[Part, list[pa.Table] | str]]:
     """The row groups of every part, or what is wrong with it."""
 
@@ -120,6 +119,8 @@ def _read(
         try:
             with open_part(storage, location) as file:
                 groups = [file.read_row_group(n) for n in range(file.num_row_groups)]
+            if columns is not None:
+                groups = [_conformed(group, columns) for group in groups]
         except (OSError, pa.ArrowException) as error:
             return f"{location.uri}: {storage.explain(error)}"
         n_rows = sum(map(len, groups))

@@ -482,9 +482,13 @@ class Ledger:
             self._wait(n_failed)
 
     def unused(self, name: str, days: int) -> list[Location]:
-        """What no version of the last days names: replaced parts, and files nobody committed."""
+        """Parts that no version of the last days names: replaced, or never committed by anybody.
+
+        Whatever else lies below the table's folder is somebody else's.
+        """
         self._check_generation(name)
-        return self._unused(name, hours=24 * days, strays=True)
+        found = self._unused(name, hours=24 * days, strays=True)
+        return [file for file in found if ".parquet" in file.path.rpartition("/")[2]]
 
     def _unused(self, name: str, *, hours: int, strays: bool) -> list[Location]:
         location, table = self._output.child(name), self._tables[name]

@@ -121,6 +121,16 @@ def test_what_cannot_be_read_is_left_and_told(tmp_path: Path) -> None:
     assert alone == [], "one part is not written anew as one"
 
 
+def test_a_part_that_does_not_fit_the_table_is_left(tmp_path: Path) -> None:
+    columns = schema.scores_schema(pa.string())
+    odd = columns.set(columns.get_field_index("valence"), pa.field("valence", pa.string()))
+    parts = [write_scores(tmp_path, f"p{n}", [row(f"t{n}")], columns) for n in range(2)]
+    parts.append(write_scores(tmp_path, "p2", [row("t2", valence="loud")], odd))
+    (one,), said = merged(tmp_path, parts, columns)
+    assert one.replaced == parts[:2]
+    assert parts[2].path in said
+
+
 def test_only_small_parts_are_merged_the_earlier_ones_first() -> None:
     parts = [
         Part("b/2", 10, 1), Part("a/1", SMALL_BYTES - 1, 1), Part("a/3", SMALL_BYTES, 1),

@@ -46,6 +46,12 @@ class ScoringError(MerBatchError):
     """The pool cannot go on; what was finished is committed, and a next run goes on."""
 
 
+class PoolSizeError(MerBatchError):
+    """The cluster has not what the configuration asks for; nothing was begun."""
+
+    exit_code = ConfigError.exit_code
+
+
 @dataclass
 class Pool:
     """The pool, as workers know it. Picklable.
@@ -116,7 +122,7 @@ def pooled(config: ScoringConfig, job: Job, n_cpus: int) -> Iterator[Pool | None
 
     Raises
     ------
-    ConfigError
+    PoolSizeError
         Where the cluster lacks the GPUs.
     ScoringError
         Where an actor cannot start.
@@ -152,7 +158,7 @@ def pool_size(config: ScoringConfig, n_gpus: float) -> tuple[str, int]:
 
     Raises
     ------
-    ConfigError
+    PoolSizeError
         Where there are too few GPUs.
     """
     if config.device == "cpu" or (config.device == "auto" and n_gpus == 0):
@@ -160,7 +166,7 @@ def pool_size(config: ScoringConfig, n_gpus: float) -> tuple[str, int]:
     most = int(n_gpus / config.gpus_per_actor + 1e-9)
     n_actors = config.actors or most
     if n_actors == 0 or n_actors > most:
-        raise ConfigError(
+        raise PoolSizeError(
             f"scoring.device={config.device}, scoring.actors={config.actors} and "
             f"scoring.gpus_per_actor={config.gpus_per_actor:g} must fit the cluster's "
             f"{n_gpus:g} GPUs; set scoring.device=cpu or fewer actors"

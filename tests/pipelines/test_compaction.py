@@ -210,10 +210,13 @@ def test_parts_of_a_run_that_was_cut_short_are_swept_and_no_others(place: Place)
 def test_files_that_nobody_has_committed_go_when_they_are_old(place: Place) -> None:
     nights(place, 1)
     write_part(place, "never marked", "p", ["y"])
+    storage, output = place
+    storage.write(output.child("scores", "r000", ".part.parquet.17-beef"), b"half of a part")
+    storage.write(output.child("scores", "notes.txt"), b"somebody else's")
     compact(place)
     assert "never marked/p.parquet" in files(place)
     compact(place, **AT_ONCE)
-    assert files(place) == ["r000/p.parquet"]
+    assert sorted(files(place)) == ["notes.txt", "r000/p.parquet"]
 
 
 def test_traces_of_old_runs_go_but_of_none_that_is_open(place: Place) -> None:

@@ -26,11 +26,16 @@ from mer_batch.checkpoint import (
     save_checkpoint,
 )
 from mer_batch.config import ScoringConfig, StorageConfig
-from mer_batch.errors import ConfigError
 from mer_batch.feature_sets import feature_set
 from mer_batch.limits import ChildLimits
 from mer_batch.models import build_model
-from mer_batch.pipelines.scoring import ScoringError, most_segments, pool_size, pooled
+from mer_batch.pipelines.scoring import (
+    PoolSizeError,
+    ScoringError,
+    most_segments,
+    pool_size,
+    pooled,
+)
 from mer_batch.schema import Identity
 from mer_batch.score import Scorer
 from mer_batch.storage import Storage, parse_uri
@@ -154,6 +159,20 @@ def test_no_number_of_cpus_is_too_small(
     done = run_cli("tag", config)
     assert done.returncode == 0, done.stderr
     assert len(table(tmp_path / "out" / "scores")) == 8
+
+
+def test_a_cluster_without_gpus_is_refused_before_work(
+    run_cli: Callable[..., Any], music: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    refused = run_cli("tag", write_config(tmp_path, music, 2, device="cuda"))
+    assert refused.returncode == 2
+    assert "must fit the cluster's 0 GPUs" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert len(table(tmp_path / "out" / "scores")) == 0
 
 
 @pytest.fixture
@@ -286,7 +305,7 @@ def test_the_pool_is_as_large_as_it_is_said_to_be(
 ) -> None:
     config = ScoringConfig(**scoring)
     if expected is None:
-        with pytest.raises(ConfigError, match=f"must fit the cluster's {n_gpus} GPUs"):
+        with pytest.raises(PoolSizeError, match=f"must fit the cluster's {n_gpus} GPUs"):
             pool_size(config, n_gpus)
     else:
         assert pool_size(config, n_gpus) == expected
