@@ -79,6 +79,18 @@ def extract(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compact(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Merge the small parts that nights leave in an output, and delete what is of no use."""
+    from mer_batch.config import load_output_config
+    from mer_batch.pipelines import compaction
+    from mer_batch.summary import print_compact_summary
+
+    settings = load_output_config(config, overrides or [])
+    console = _console()
+    print_compact_summary(console, compaction.run(settings, console))
+
+
+@app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train a recipe on labelled clips, measure it on clips it has not seen, write a checkpoint."""
     from mer_batch.config import LearnConfig, load_config

@@ -104,6 +104,8 @@ Uri = Annotated[NonEmpty, AfterValidator(_no_credentials)]
 # A week: the system call that waits for a socket takes 32 bits of milliseconds, some three weeks.
 _MAX_SECONDS = 7 * 24 * 3600.0
 _MAX_COUNT = 1_000_000
+# For how long a table's replaced parts stay, unless whoever shortens it knows all readers.
+_SAFE_DAYS = 7
 Seconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(gt=0, le=2**40)]
 
@@ -237,6 +239,75 @@ class RayConfig(_Section):
         return named
 
 
+class CompactConfig(_Section):
+    """How the tables are kept in order, whose nights leave many small parts.
+
+    Attributes
+    ----------
+    when : {"auto", "never"}
+        ``auto``: a run merges small parts at its end, where there are many. `mer-batch compact`
+        does so always.
+    retention_days : int
+        For how long a part that was replaced stays where it is, for readers of earlier versions.
+    allow_short_retention : bool
+        Less than seven days only with this: who reads for longer loses what is being read.
+    keep_runs_days : int, optional
+        ``mer-batch compact`` deletes the traces of runs (``runs/<run_id>/``) that are older; null:
+        never.
+    """
+
+    when: Literal["auto", "never"] = "auto"
+    retention_days: int = Field(_SAFE_DAYS, ge=0, le=3_650)
+    allow_short_retention: bool = False
+    keep_runs_days: int | None = Field(None, ge=_SAFE_DAYS, le=36_500)
+
+    @model_validator(mode="after")
+    def _readers_have_time(self) -> CompactConfig:
+        if self.retention_days < _SAFE_DAYS and not self.allow_short_retention:
+            raise ValueError(
+                f"retention_days={self.retention_days} must be at least {_SAFE_DAYS}, as readers "
+                "may still hold what was replaced; where nobody reads for so long, set "
+                "compact.allow_short_retention=true"
+            )
+        return self
+
+
+class ScoringConfig(_Section):
+    """Where decoded features are scored: in each decoder's own process, or by a pool of actors.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda", "auto"}
+        ``cuda``: by actors on GPUs. ``auto``: so where the cluster has GPUs, else as ``cpu``.
+    actors : int
+        How many. 0: with ``cpu`` none, every decoder scores for itself; with ``cuda`` as many as
+        there are GPUs for.
+    gpus_per_actor : float
+        A share of one, so that several have it in common, or a whole number.
+    batch_segments : int
+        Segments that an actor is shown at a time, at most.
+    """
+
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    actors: int = Field(0, ge=0, le=1_024)
+    gpus_per_actor: float = Field(1.0, ge=0.01, le=64)
+    batch_segments: int = Field(32, ge=1, le=4_096)
+
+    @model_validator(mode="after")
+    def _gpus_are_whole_or_shared(self) -> ScoringConfig:
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(
+                f"gpus_per_actor={self.gpus_per_actor:g} must be a share of one GPU or a whole "
+                "number of them"
+            )
+        return self
+
+    @property
+    def wants_pool(self) -> bool:
+        """Whether there is a pool for certain, whatever the cluster has."""
+        return self.device == "cuda" or self.actors > 0
+
+
 class TagConfig(_Section):
     """Configuration of ``mer-batch tag``.
 
@@ -253,9 +324,11 @@ class TagConfig(_Section):
     catalog: CatalogConfig
     output: OutputConfig
     model: ModelConfig = ModelConfig()
+    scoring: ScoringConfig = ScoringConfig()
     audio: AudioConfig = AudioConfig()
     storage: StorageConfig = StorageConfig()
     ray: RayConfig = RayConfig()
+    compact: CompactConfig = CompactConfig()
     max_reject_rate: float = Field(0.1, ge=0, le=1)
     run_date: Annotated[datetime.date | None, BeforeValidator(_no_number)] = None
 
@@ -339,6 +412,7 @@ class ExtractConfig(_Section):
     audio: AudioConfig = AudioConfig()
     storage: StorageConfig = StorageConfig()
     ray: RayConfig = RayConfig()
+    compact: CompactConfig = CompactConfig()
     max_reject_rate: float = Field(0.1, ge=0, le=1)
 
 
@@ -579,6 +653,27 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
     ConfigError
         Listing every fault, with the closest valid key for a misspelt one.
     """
+    content = _read_file(path)
+    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
+    return _validated(kind, content, origin=str(path), faults=faults)
+
+
+def load_output_config(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> TagConfig | ExtractConfig:
+    """The configuration of whichever of ``tag`` and ``extract`` fills an output.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`load_config`.
+    """
+    if "features" in _read_file(path):
+        return load_config(ExtractConfig, path, overrides)
+    return load_config(TagConfig, path, overrides)
+
+
+def _read_file(path: str | Path) -> dict[str, Any]:
     try:
         content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -589,8 +684,7 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r} must hold `key: value` lines")
-    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
-    return _validated(kind, content, origin=str(path), faults=faults)
+    return content
 
 
 def parse_config(kind: type[Config], content: dict[str, Any], *, origin: str) -> Config:

@@ -91,8 +91,41 @@ def part_paths(storage: Storage, location: Location, table: DeltaTable) -> list[
     ------
     StorageError
     """
-    actions = _whole(storage, location, lambda: pa.table(table.get_add_actions(flatten=True)))
-    return [str(path) for path in actions["path"].to_pylist()]
+    return [str(path) for path in add_actions(storage, location, table)["path"].to_pylist()]
+
+
+def add_actions(storage: Storage, location: Location, table: DeltaTable) -> pa.Table:
+    """What the log says of each of the table's files: ``path``, ``size_bytes``, ``num_records``.
+
+    Raises
+    ------
+    StorageError
+    """
+    return _whole(storage, location, lambda: pa.table(table.get_add_actions(flatten=True)))
+
+
+def unused_paths(
+    storage: Storage, location: Location, table: DeltaTable, *, hours: int, strays: bool
+) -> list[str]:
+    """Files below a table's folder, relative to it, that no version of late names.
+
+    Parameters
+    ----------
+    hours : int
+        Replaced, or written, longer ago than this [h].
+    strays : bool
+        Whether files count that no commit has ever named. Whoever is at work on the table has
+        such files, too.
+
+    Raises
+    ------
+    StorageError
+    """
+    return _whole(
+        storage,
+        location,
+        lambda: table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=strays),
+    )
 
 
 def _latest(

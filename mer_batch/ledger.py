@@ -7,28 +7,32 @@ A part that no commit names does not exist for any reader, and is swept by the n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from mer_batch import feature_table, schema
 from mer_batch.delta import (
+    add_actions,
     flush_commit,
     open_table,
     part_paths,
     refresh,
     table_uri,
     transaction_version,
+    unused_paths,
 )
 from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
@@ -40,22 +44,26 @@ _COMMIT_APP = "mer_batch_commit"
 _CREDENTIALS_SECONDS = 300.0
 _MAX_RACES = 20
 _MAX_WAIT_SECONDS = 4.0
+_MERGED_PART = re.compile(r"/merged-\d+-([0-9a-f]{24})\.parquet$")
+_RETENTION = "delta.deletedFileRetentionDuration"
+# Of a table that says nothing: Delta's own.
+_RETENTION_DAYS = 7
 
 
 @dataclass(frozen=True)
 class Part:
-    """A finished file: its path below its table's folder, its size and rows."""
+    """A finished file: its path below its table's folder, its size and rows.
+
+    Attributes
+    ----------
+    stats : dict
+        What else its table's log is to say of it, as Delta has it: ``minValues`` and the like.
+    """
 
     path: str
     n_bytes: int
     n_rows: int
-
-
-_SCHEMAS = {
-    "scores": schema.scores_schema,
-    "features": schema.features_schema,
-    "rejects": schema.rejects_schema,
-}
+    stats: dict[str, Any] = field(default_factory=dict)
 
 
 class Ledger:
@@ -95,7 +103,7 @@ class Ledger:
 
     def _open_all(self) -> None:
         self._opened = time.monotonic()
-        found = {name: self._open(name) for name in _SCHEMAS}
+        found = {name: self._open(name) for name in schema.SCHEMAS}
         self._tables = {name: table for name, table in found.items() if table is not None}
 
     def renew(self) -> None:
@@ -129,7 +137,7 @@ class Ledger:
             try:
                 DeltaTable.create(
                     table_uri(location),
-                    schema=Schema.from_arrow(_SCHEMAS[name](self._id_type)),
+                    schema=Schema.from_arrow(schema.SCHEMAS[name](self._id_type)),
                     mode="ignore",
                     storage_options=self._storage.delta_options(location),
                 )
@@ -157,7 +165,7 @@ class Ledger:
     def rejects(self, extraction_id: str | None = None) -> pa.Table:
         """Rejects, the latest first: those of one extraction, or by default of all."""
         rows = None if extraction_id is None else pads.field("extraction_id") == extraction_id
-        found = self._read("rejects", _SCHEMAS["rejects"](self._id_type).names, rows)
+        found = self._read("rejects", schema.SCHEMAS["rejects"](self._id_type).names, rows)
         return found.sort_by([("last_seen", "descending")])
 
     def features(
@@ -190,7 +198,7 @@ class Ledger:
         return [part for part in self._parts("features") if part.uri in named]
 
     def _read(self, name: str, columns: Sequence[str], rows: pads.Expression | None) -> pa.Table:
-        columns_schema = _SCHEMAS[name](self._id_type)
+        columns_schema = schema.SCHEMAS[name](self._id_type)
         if name not in self._tables:
             return columns_schema.empty_table().select(list(columns))
         self._refresh(name)
@@ -216,10 +224,11 @@ class Ledger:
     def content_id(self, extraction_id: str) -> str:
         """Names what a night is made of: changes with every score and every reject of its own.
 
-        Rejects of other extractions, as ``extract`` has them, are not in it.
+        Rejects of other extractions, as ``extract`` has them, are not in it. Small parts that are
+        merged change nothing.
         """
         self._refresh("scores")
-        scores = sorted(self._part_paths("scores"))
+        scores = parts_id(self._part_paths("scores"))
         names = ["track_id", "audio_version", "reason", "last_run_id"]
         order = [(name, "ascending") for name in ("track_id", "last_run_id")]
         rejects = self.rejects(extraction_id).select(names).sort_by(order)
@@ -261,7 +270,9 @@ class Ledger:
         self._check_generation(name)
         table = self._tables[name]
         there = set(pa.schema(table.schema().to_arrow()).names)
-        missing = [field for field in _SCHEMAS[name](self._id_type) if field.name not in there]
+        missing = [
+            field for field in schema.SCHEMAS[name](self._id_type) if field.name not in there
+        ]
         if not missing:
             return
         fields: list[Field] = Schema.from_arrow(pa.schema(missing)).fields
@@ -280,21 +291,32 @@ class Ledger:
         StorageError
             Where the commit failed and is known not to have happened.
         """
-        now_ms = int(time.time() * 1000)
-        actions = [
-            AddAction(
-                part.path, part.n_bytes, {}, now_ms, True, json.dumps({"numRecords": part.n_rows})
-            )
-            for part in parts
-        ]
+        actions = [_addition(part, is_new=True) for part in parts]
         self._add(table or self._product, actions, [Transaction(run_id, sequence)])
 
-    def _add(self, name: str, actions: list[AddAction], transactions: list[Transaction]) -> None:
+    def replace_parts(self, name: str, replaced: Sequence[Part], merged: Part) -> None:
+        """Let one part take the place of several with the same rows, in one transaction.
+
+        Raises
+        ------
+        LeaseError, StorageError
+            As :meth:`commit_parts`.
+        """
+        now_ms = int(time.time() * 1000)
+        removals = [RemoveAction(part.path, False, now_ms, part.n_bytes, {}) for part in replaced]
+        self._add(name, [_addition(merged, is_new=False), *removals], [])
+
+    def _add(
+        self,
+        name: str,
+        actions: Sequence[AddAction | RemoveAction],
+        transactions: list[Transaction],
+    ) -> None:
         table = self._tables[name]
         self._commit(
             name,
             lambda with_: table.create_write_transaction(
-                actions,  # type: ignore[arg-type]
+                list(actions),
                 mode="append",
                 schema=table.schema(),
                 partition_by=[],
@@ -406,6 +428,73 @@ class Ledger:
         location = self._output.child(name)
         return transaction_version(self._storage, location, self._tables[name], app_id)
 
+    # ------------------------------------------------------------------ keeping in order
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """Type of the ids, string or int64."""
+        return self._id_type
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables there are."""
+        return list(self._tables)
+
+    def parts(self, name: str) -> list[Part]:
+        """Every part of a table's latest version, with the rows and bytes that its log says."""
+        self._refresh(name)
+        location, table = self._output.child(name), self._tables[name]
+        return [
+            Part(row["path"], row["size_bytes"], row["num_records"] or 0)
+            for row in add_actions(self._storage, location, table).to_pylist()
+        ]
+
+    def keep_replaced(self, name: str, days: int) -> None:
+        """Have a table's log remember for so long what was replaced, so that nobody deletes it."""
+        said = self._tables[name].metadata().configuration.get(_RETENTION)
+        interval = f"interval {days} days"
+        if said == interval or (said is None and days == _RETENTION_DAYS):
+            return
+        alter = self._tables[name].alter
+        self._commit(
+            name,
+            lambda with_: alter.set_table_properties(
+                {_RETENTION: interval}, commit_properties=with_
+            ),
+        )
+
+    def checkpoint(self, name: str) -> None:
+        """Sum a table's log up, and delete entries of it that are older than it is to keep."""
+        self._check_generation(name)
+        table, began, n_failed = self._tables[name], time.monotonic(), 0
+        while True:
+            try:
+                table.create_checkpoint()
+                table.cleanup_metadata()
+                return
+            except (DeltaError, OSError) as error:
+                n_failed += 1
+                if not self._may_pass(error, n_failed, time.monotonic() - began):
+                    raise StorageError(
+                        f"cannot sum up the log of {self._output.child(name).uri!r}: "
+                        f"{self._storage.explain(error)}"
+                    ) from error
+            self._wait(n_failed)
+
+    def unused(self, name: str, days: int) -> list[Location]:
+        """Parts that no version of the last days names: replaced, or never committed by anybody.
+
+        Whatever else lies below the table's folder is somebody else's.
+        """
+        self._check_generation(name)
+        found = self._unused(name, hours=24 * days, strays=True)
+        return [file for file in found if ".parquet" in file.path.rpartition("/")[2]]
+
+    def _unused(self, name: str, *, hours: int, strays: bool) -> list[Location]:
+        location, table = self._output.child(name), self._tables[name]
+        paths = unused_paths(self._storage, location, table, hours=hours, strays=strays)
+        return [location.child(path) for path in paths]
+
     # ------------------------------------------------------------------ sweeping
 
     def sweep(self, run_id: str) -> int:
@@ -419,15 +508,39 @@ class Ledger:
         folder = self._output.child(name, run_id)
         if name not in self._tables or not (folder.is_s3 or self._storage.is_folder(folder)):
             return 0
+        listed = [found for found, _, _ in self._storage.list_files(folder)]
         self._check_generation(name)
         named = {part.uri for part in self._parts(name)}
+        if not {found.uri for found in listed} <= named:
+            # What was merged is still of use to readers of earlier versions.
+            named |= {part.uri for part in self._unused(name, hours=0, strays=False)}
         n_swept = 0
-        for found, _, _ in list(self._storage.list_files(folder)):
+        for found in listed:
             if found.uri not in named:
                 reach("part_to_sweep")
                 self._storage.delete(found)
                 n_swept += 1
         return n_swept
+
+
+def _addition(part: Part, *, is_new: bool) -> AddAction:
+    """A part as a commit names it; `is_new` where its rows were not there before."""
+    stats = {"numRecords": part.n_rows, **part.stats}
+    now_ms = int(time.time() * 1000)
+    return AddAction(part.path, part.n_bytes, {}, now_ms, is_new, json.dumps(stats))
+
+
+def parts_id(paths: Iterable[str]) -> str:
+    """Names what parts hold: the same before and after some of them are merged.
+
+    A sum of hashes, in any order. A merged part has that of the parts it was made of in its name.
+    """
+    return f"{sum(map(_part_hash, paths)) % 2**96:024x}"
+
+
+def _part_hash(path: str) -> int:
+    merged = _MERGED_PART.search(path)
+    return int(merged[1] if merged else hashlib.sha256(path.encode()).hexdigest()[:24], 16)
 
 
 def held_id_type(storage: Storage, output: Location) -> pa.DataType | None:
@@ -438,7 +551,7 @@ def held_id_type(storage: Storage, output: Location) -> pa.DataType | None:
     StorageError
         Where one of its tables cannot be read.
     """
-    for name in _SCHEMAS:
+    for name in schema.SCHEMAS:
         location = output.child(name)
         # A store that does not answer is given up sooner, and in better words, than by delta-rs.
         if storage.is_folder(location.child("_delta_log")):

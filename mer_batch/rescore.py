@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,7 @@ from mer_batch.block import BlockRecord, BlockReport, Job, of_this_process
 from mer_batch.checkpoint import Checkpoint
 from mer_batch.errors import AudioError, FeaturesError
 from mer_batch.feature_table import mels, open_part
-from mer_batch.score import Scorer, track_score
+from mer_batch.score import Ask, Float32, Scorer, track_score
 from mer_batch.steps import reach
 from mer_batch.storage import parse_uri
 from mer_batch.tag import Scores
@@ -25,6 +26,8 @@ Int64 = npt.NDArray[np.int64]
 
 # Rows unpacked to single floats at a time: few enough that the memory is the same again and again.
 _RUN_ROWS = 16
+# Runs that are being scored while the next one is read.
+_RUNS_OUT = 1
 
 
 class Rescorer:
@@ -37,9 +40,13 @@ class Rescorer:
     ----------
     job : Job
         Of tagging.
+    ask : Ask, optional
+        Has features scored elsewhere; by default they are scored here.
+    run_rows : int
+        Read and scored at a time.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, ask: Ask | None = None, run_rows: int = _RUN_ROWS) -> None:
         assert isinstance(job.product, Scores)
         self._n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -47,7 +54,8 @@ class Rescorer:
         self._job = job
         self._feature_set = checkpoint.feature_set
         self._half_widths = checkpoint.half_widths
-        self._scorer = Scorer(checkpoint.build())
+        self._ask = ask or _asked_here(Scorer(checkpoint.build()))
+        self._run_rows = run_rows
 
     def close(self) -> None:
         """Give torch its threads back."""
@@ -87,6 +95,7 @@ class Rescorer:
         lengths = {row: self._n_frames(track) for track in tracks for row in track["rows"]}
         wanted = np.sort(np.fromiter(lengths, np.int64, len(lengths)))
         outputs: dict[int, Float64] = {}
+        out: deque[tuple[list[int], Callable[[], Float64]]] = deque()
         try:
             for begin, batch in self._batches(part, wanted):
                 rows = _between(wanted, begin, begin + len(batch))
@@ -94,11 +103,14 @@ class Rescorer:
                 if len(rows) < len(segments):
                     segments = segments[rows - begin]
                 n_frames = np.array([lengths[row] for row in rows.tolist()])
-                values = self._scorer.outputs(segments, n_frames)
-                outputs.update(zip(rows.tolist(), values, strict=True))
+                out.append((rows.tolist(), self._ask(segments, n_frames)))
+                if len(out) > _RUNS_OUT:
+                    _settle(*out.popleft(), outputs)
         except (OSError, pa.ArrowException, FeaturesError) as error:
             # The rows from here on are missing: their tracks are left.
             record.tell(f"{part}: {self._job.storage.explain(error)}")
+        for asked in out:
+            _settle(*asked, outputs)
         return outputs
 
     def _batches(self, part: str, wanted: Int64) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -115,7 +127,7 @@ class Rescorer:
                 if not len(last):
                     continue
                 for batch in file.iter_batches(
-                    _RUN_ROWS, row_groups=[group], columns=["mel"], use_threads=False
+                    self._run_rows, row_groups=[group], columns=["mel"], use_threads=False
                 ):
                     if len(_between(wanted, begin, begin + len(batch))):
                         yield begin, batch
@@ -127,6 +139,20 @@ class Rescorer:
         """How much of a segment the model is shown."""
         whole = self._feature_set.segment_frames
         return whole if self._feature_set.fixed_length else int(track["n_frames"])
+
+
+def _asked_here(scorer: Scorer) -> Ask:
+    """Scored at once, before anybody waits for it."""
+
+    def ask(segments: Float32, n_frames: npt.NDArray[np.integer]) -> Callable[[], Float64]:
+        outputs = scorer.outputs(segments, n_frames)
+        return lambda: outputs
+
+    return ask
+
+
+def _settle(rows: list[int], answer: Callable[[], Float64], outputs: dict[int, Float64]) -> None:
+    outputs.update(zip(rows, answer(), strict=True))
 
 
 def _between(rows: Int64, begin: int, end: int) -> Int64:

@@ -160,6 +160,10 @@ def rejects_schema(id_type: pa.DataType) -> pa.Schema:
     )
 
 
+#: The tables of an output by name, and their columns by the type of the catalog's ids.
+SCHEMAS = {"scores": scores_schema, "features": features_schema, "rejects": rejects_schema}
+
+
 def reject_rows(rows: list[dict[str, object]], id_type: pa.DataType) -> pa.Table:
     """Rows for ``Ledger.merge_rejects`` out of dictionaries."""
     return pa.Table.from_pylist(rows, schema=rejects_schema(id_type))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from mer_batch.errors import AudioError
 from mer_batch.schema import SCORE_COLUMNS, TARGETS
 
+if TYPE_CHECKING:
+    import torch
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+
+#: Has segments scored, see :meth:`Scorer.outputs`; what it gives waits for the answer.
+Ask = Callable[[Float32, "npt.NDArray[np.integer]"], Callable[[], Float64]]
 
 HalfWidths = tuple[float | None, float | None]
 
@@ -61,16 +68,28 @@ class TrackScore:
 
 
 class Scorer:
-    """Scores features with a model on the CPU, one thread.
+    """Scores features with a model.
 
     Parameters
     ----------
     model : torch.nn.Module
         See ``mer_batch.models``.
+    device : str
+        Where torch is to run it.
+    batch_segments : int
+        The model is shown so many at a time.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        device: str = "cpu",
+        batch_segments: int = _BATCH_SEGMENTS,
+    ) -> None:
+        self._model = model.to(device)
+        self._device = device
+        self._batch_segments = batch_segments
 
     def score(self, segments: Float32) -> TrackScore:
         """Score one track.
@@ -106,8 +125,8 @@ class Scorer:
         found: list[tuple[npt.NDArray[np.intp], Float64]] = []
         for length in np.unique(n_frames).tolist():
             rows = np.flatnonzero(n_frames == length)
-            for begin in range(0, len(rows), _BATCH_SEGMENTS):
-                batch = rows[begin : begin + _BATCH_SEGMENTS]
+            for begin in range(0, len(rows), self._batch_segments):
+                batch = rows[begin : begin + self._batch_segments]
                 found.append((batch, self._outputs(_cut(segments, batch, length))))
         outputs = np.empty((len(segments), *found[0][1].shape[1:]))
         for batch, values in found:
@@ -115,8 +134,11 @@ class Scorer:
         return outputs
 
     def _outputs(self, segments: Float32) -> Float64:
+        import torch
+
         with torch.inference_mode():
-            outputs: Float64 = self._model(torch.from_numpy(segments)).double().numpy()
+            shown = torch.from_numpy(segments).to(self._device)
+            outputs: Float64 = self._model(shown).double().cpu().numpy()
         return outputs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from mer_batch.task import Dtype, ExtractTask
 
 # A row group is what a writer holds uncompressed, and a reader reads at a time: 64 segments of a
 # hundred kilobytes.
-_GROUP_ROWS = 64
+GROUP_ROWS = 64
 
 # Plain values under zstd: a byte stream split would save another 9 KiB a track, but not every
 # reader knows it for half floats (DuckDB does not). Level 4 is where more effort gains little.
@@ -47,21 +47,26 @@ class Features:
         return FeaturePart(feature_table.features_schema(id_type, self.feature_set, self.dtype))
 
 
+def open_writer(sink: BinaryIO, part_schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a part in ``feature_table.features_schema``; give it `GROUP_ROWS` at a time."""
+    return pq.ParquetWriter(
+        sink,
+        part_schema,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        use_dictionary=[name for name in part_schema.names if name != "mel"],
+        write_statistics=[name for name in part_schema.names if name != "mel"],
+        write_page_checksum=True,
+    )
+
+
 class FeaturePart:
     """Rows of ``feature_table.features_schema``, compressed as they come."""
 
     def __init__(self, part_schema: pa.Schema) -> None:
         self._schema = part_schema
         self._buffer = io.BytesIO()
-        self._writer = pq.ParquetWriter(
-            self._buffer,
-            part_schema,
-            compression="zstd",
-            compression_level=_ZSTD_LEVEL,
-            use_dictionary=[name for name in part_schema.names if name != "mel"],
-            write_statistics=[name for name in part_schema.names if name != "mel"],
-            write_page_checksum=True,
-        )
+        self._writer = open_writer(self._buffer, part_schema)
         self._rows: list[dict[str, Any]] = []
         self._mels: list[Any] = []
         self.n_rows = 0
@@ -75,7 +80,7 @@ class FeaturePart:
             "duration_seconds": outcome.duration_seconds,
             "extracted_at": schema.utc_now(),
         }
-        if len(self._rows) + len(outcome.segments) > _GROUP_ROWS:
+        if len(self._rows) + len(outcome.segments) > GROUP_ROWS:
             self._flush()
         self._rows += [
             {**shared, "segment": number, "start_seconds": start}
@@ -101,5 +106,5 @@ class FeaturePart:
         columns = [*rows.columns, mel]
         names = [*light.names, "mel"]
         table = pa.table(columns, names=names).select(self._schema.names).cast(self._schema)
-        self._writer.write_table(table, row_group_size=_GROUP_ROWS)
+        self._writer.write_table(table, row_group_size=GROUP_ROWS)
         self._rows, self._mels = [], []

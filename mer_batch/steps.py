@@ -37,6 +37,7 @@ STEPS = {
     "rescore_begun": "a block of tracks is about to be scored from features",
     "track_given": "a decoder has a track",
     "track_done": "a track's outcome is there, in a worker's memory",
+    "batch_to_score": "an actor of the scoring pool has features of some tracks",
     "part_to_write": "all outcomes of a block are there, and about to be written",
     "file_to_place": "a local file is whole under a name that nobody reads",
     "part_written": "a part is written that no commit names",
@@ -58,6 +59,13 @@ STEPS = {
     "night_to_place": "on a disk: the night is about to take its place",
     "night_placed": "on a disk: the night is in its place, the one before lies aside",
     "night_cleared": "on a disk: the one before is gone",
+    # Keeping the tables in order.
+    "merged_part_written": "small parts are written anew as one, which no commit names",
+    "parts_to_replace": "a merged part is about to take the place of small ones",
+    "parts_replaced": "a merged part is committed, what it replaces lies there still",
+    "log_summed_up": "a table's log has a checkpoint, and no entries older than it keeps",
+    "unused_to_delete": "files that no late version names are listed, and about to be deleted",
+    "unused_deleted": "no file is left that no late version of a table names",
     # The end.
     "traces_to_write": "log and manifest are about to be written",
     "traces_written": "log and manifest are written, the run is marked open",

@@ -13,6 +13,7 @@ from mer_batch.schema import DOUBTFUL_REASONS, REASONS, TARGETS
 if TYPE_CHECKING:
     from mer_batch.enrich import Outcome
     from mer_batch.labels import LabelsReport, LabelSummary
+    from mer_batch.pipelines.compaction import CompactSummary
     from mer_batch.pipelines.evaluation import EvaluationSummary
     from mer_batch.pipelines.extraction import ExtractSummary
     from mer_batch.pipelines.tagging import TagSummary
@@ -78,6 +79,21 @@ def print_extract_summary(console: Console, summary: ExtractSummary) -> None:
         ]
     features = f"{summary.features_uri}  (features_id {summary.features_id})"
     _print_rows(console, [*rows, ("features", features), ("run", summary.run_id)])
+
+
+def print_compact_summary(console: Console, summary: CompactSummary) -> None:
+    """Print how many parts each table has now, and what was deleted."""
+    rows = [
+        (
+            name,
+            f"{table.n_parts_before:,} parts before, {table.n_parts:,} now; {table.n_deleted:,} "
+            "files deleted that no version of late names",
+        )
+        for name, table in summary.tables.items()
+    ]
+    if summary.n_run_files:
+        rows.append(("runs", f"{summary.n_run_files:,} traces of old runs deleted"))
+    _print_rows(console, [*rows, ("run", f"{summary.run_id}  ({summary.seconds:.1f} s)")])
 
 
 def _print_rows(console: Console, rows: list[tuple[str, str]]) -> None:

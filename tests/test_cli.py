@@ -16,7 +16,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_help_names_every_command(run_cli: Run) -> None:
     shown = run_cli("--help")
     assert shown.returncode == 0
-    for command in ("tag", "replay", "extract", "train", "evaluate", "labels", "demo"):
+    for command in ("tag", "replay", "extract", "compact", "train", "evaluate", "labels", "demo"):
         assert command in shown.stdout
 
 
@@ -43,6 +43,8 @@ def test_help_imports_neither_ray_nor_torch() -> None:
         (["replay", "{config}"], "reason is missing"),
         (["replay", "{config}", "reason=time_out"], "did you mean 'timeout'"),
         (["replay", "{config}", "reason=all", "catalog.ur=x"], "did you mean 'catalog.uri'"),
+        (["compact", "{config}"], "must hold scores or features; run mer-batch tag or extract"),
+        (["compact", "{config}", "compact.retention_days=1"], "compact.allow_short_retention=true"),
     ],
 )
 def test_what_is_wrong_is_refused_in_words(

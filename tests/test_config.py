@@ -24,6 +24,7 @@ from mer_batch.config import (
     TagConfig,
     TrainingConfig,
     load_config,
+    load_output_config,
     parse_config,
     take_reasons,
 )
@@ -355,6 +356,54 @@ def test_the_files_that_come_along_show_every_key_with_its_default(
         keys = set(content) - left_out if isinstance(content, dict) else None
         assert section in shown
         assert keys is None or keys == set(shown[section])
+
+
+def test_readers_keep_what_they_hold_for_a_week_unless_somebody_knows_better(
+    config_file: Path,
+) -> None:
+    assert load_config(TagConfig, config_file).compact.retention_days == 7
+    words = refusal(config_file, "compact.retention_days=6")
+    assert "retention_days=6 must be at least 7" in words
+    assert "set compact.allow_short_retention=true" in words
+    override = ["compact.retention_days=6", "compact.allow_short_retention=true"]
+    assert load_config(TagConfig, config_file, override).compact.retention_days == 6
+    assert "keep_runs_days" in refusal(config_file, "compact.keep_runs_days=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("scoring.device=gpu", "scoring.device='gpu'"),
+        ("scoring.actors=-1", "scoring.actors=-1"),
+        ("scoring.actors=100000", "scoring.actors=100000"),
+        ("scoring.gpus_per_actor=0", "scoring.gpus_per_actor=0"),
+        ("scoring.gpus_per_actor=1.5", "must be a share of one GPU or a whole number of them"),
+        ("scoring.batch_segments=0", "scoring.batch_segments=0"),
+        ("scoring.actor=1", "did you mean 'scoring.actors'"),
+    ],
+)
+def test_a_scoring_pool_is_of_a_size_that_makes_sense(
+    config_file: Path, override: str, words: str
+) -> None:
+    assert words in refusal(config_file, override)
+
+
+def test_decoders_score_for_themselves_unless_a_pool_is_asked_for(config_file: Path) -> None:
+    scoring = load_config(TagConfig, config_file).scoring
+    assert (scoring.device, scoring.actors, scoring.wants_pool) == ("cpu", 0, False)
+    for override in ("scoring.device=cuda", "scoring.actors=2"):
+        assert load_config(TagConfig, config_file, [override]).scoring.wants_pool
+    assert not load_config(TagConfig, config_file, ["scoring.device=auto"]).scoring.wants_pool
+
+
+def test_an_output_is_that_of_tag_or_of_extract_by_the_keys_in_the_file(config_file: Path) -> None:
+    assert isinstance(load_output_config(config_file), TagConfig)
+    config_file.write_text(f"{config_file.read_text()}\nfeatures: {{name: paper}}\n")
+    found = load_output_config(config_file, ["compact.when=never"])
+    assert isinstance(found, ExtractConfig)
+    assert found.compact.when == "never"
+    with pytest.raises(ConfigError, match="did you mean 'compact"):
+        load_output_config(config_file, ["compac.when=never"])
 
 
 def test_features_follow_the_configuration() -> None:

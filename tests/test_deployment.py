@@ -26,6 +26,11 @@ def objects(kind: str) -> list[dict[str, Any]]:
     return [o for o in found if o["kind"] == kind]
 
 
+def cron_job(name: str) -> dict[str, Any]:
+    (found,) = [job for job in objects("CronJob") if job["metadata"]["name"] == name]
+    return found
+
+
 def pods() -> Iterator[dict[str, Any]]:
     """The specification of every pod that the manifests lead to."""
     for cluster in objects("RayCluster"):
@@ -47,7 +52,7 @@ def test_the_cluster_asks_for_a_token_and_runs_the_ray_that_is_tested() -> None:
 
 
 def test_nights_do_not_overlap_and_bring_the_clusters_token() -> None:
-    (nightly,) = objects("CronJob")
+    nightly = cron_job("mer-batch-nightly")
     assert nightly["spec"]["concurrencyPolicy"] == "Forbid"
     (container,) = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     command = container["command"]
@@ -62,7 +67,7 @@ def test_nights_do_not_overlap_and_bring_the_clusters_token() -> None:
 
 
 def test_a_night_is_one_for_all_pods_of_its_job_and_is_repeated_only_where_that_may_help() -> None:
-    (nightly,) = objects("CronJob")
+    nightly = cron_job("mer-batch-nightly")
     job = nightly["spec"]["jobTemplate"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     environment = {entry["name"]: entry for entry in container["env"]}
@@ -82,6 +87,18 @@ def test_a_night_is_one_for_all_pods_of_its_job_and_is_repeated_only_where_that_
     assert job["backoffLimit"] > 0
 
 
+def test_the_week_differs_from_the_night_in_its_hour_and_its_command_alone() -> None:
+    night, week = cron_job("mer-batch-nightly"), cron_job("mer-batch-weekly")
+    assert week["spec"].pop("schedule") != night["spec"].pop("schedule")
+    commands = []
+    for job in (night, week):
+        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        commands.append(container.pop("command"))
+    assert commands[0][:4] == commands[1][:4]
+    assert commands[1][4:] == ["mer-batch", "compact", commands[0][-1]]
+    assert night["spec"] == week["spec"]
+
+
 def test_nothing_claims_that_the_cluster_grows_by_itself() -> None:
     (cluster,) = objects("RayCluster")
     grows = cluster["spec"].get("enableInTreeAutoscaling", False)
@@ -90,7 +107,7 @@ def test_nothing_claims_that_the_cluster_grows_by_itself() -> None:
 
 
 def test_no_pod_has_more_rights_than_it_needs() -> None:
-    assert len(list(pods())) == 3
+    assert len(list(pods())) == 4
     for pod in pods():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True

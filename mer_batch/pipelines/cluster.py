@@ -26,7 +26,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mer_batch.config import RayConfig
 from mer_batch.errors import ClusterError, ConfigError
 
-# Only names of parts and reject rows pass through the object store, never audio or features.
+# Only names of parts and reject rows pass through the object store, never audio; with a scoring
+# pool batches of features as well, which are made to fit.
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 # Processes of a local Ray that nothing of ours asks: its dashboard's server, its autoscaler, and

@@ -12,6 +12,7 @@ from mer_batch.budget import Budget
 from mer_batch.catalog import read_catalog
 from mer_batch.config import ExtractConfig
 from mer_batch.ledger import held_id_type
+from mer_batch.pipelines.compaction import compact_if_due
 from mer_batch.pipelines.fleet import even_blocks
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Work
@@ -93,6 +94,7 @@ def run(config: ExtractConfig, console: Console) -> ExtractSummary:
         work = _work(config, session, job, plan)
         with no_refusal():
             session.sweep_own()
+        compact_if_due(session)
         return _summary(session, job, plan, work, began)
 
 

@@ -99,7 +99,7 @@ def stream(
         elif time.monotonic() - heard > _IDLE_LINE_SECONDS:
             say("no node of the cluster has CPUs: waiting for one, as long as it takes")
             heard = time.monotonic()
-        yield from _fetched(done) if done else [None]
+        yield from fetched(done) if done else [None]
 
 
 def _packed(block: pa.Table) -> bytes:
@@ -115,7 +115,7 @@ def _packed(block: pa.Table) -> bytes:
     return packed
 
 
-def _fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
+def fetched(done: list[ray.ObjectRef[BlockReport]]) -> list[BlockReport]:
     """The reports of tasks that are done; what they have raised comes without Ray's traces."""
     try:
         reports: list[BlockReport] = ray.get(done)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import pyarrow as pa
 from rich.console import Console
 
 from mer_batch.block import BlockReport, Job, reject_table
@@ -21,6 +22,8 @@ from mer_batch.run import Run, StopSignals
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage, parse_uri
 
+Product = Literal["scores", "features"]
+
 _COMMIT_SECONDS = 5.0
 # What a crash costs at most, besides the blocks in hand, where commits take so long that they are
 # made less often: a table's log, and the rejects that a commit is merged with, grow with a night.
@@ -32,8 +35,8 @@ _WRITTEN = {"scores": ("scores", "enriched"), "features": ("features",)}
 
 
 @dataclass(frozen=True)
-class Session:
-    """A run that holds its output.
+class Holding:
+    """A run that holds its output, whatever it is to do there.
 
     Attributes
     ----------
@@ -41,28 +44,18 @@ class Session:
     console : Console
     storage : Storage
     output : Location
-    catalog : Catalog
     ledger : Ledger
     run : Run
     signals : StopSignals
-    done : str
-        What becomes of a track, in one word.
     """
 
     config: TagConfig | ExtractConfig
     console: Console
     storage: Storage
     output: Location
-    catalog: Catalog
     ledger: Ledger
     run: Run
     signals: StopSignals
-    done: str
-
-    @property
-    def detects_changes(self) -> bool:
-        """Whether audio that changed is looked at again."""
-        return self.config.catalog.changes == "detect"
 
     def say(self, line: str) -> None:
         """Tell the user, and the run's log."""
@@ -93,6 +86,26 @@ class Session:
         self.ledger.sweep(self.run.run_id)
         reach("own_parts_swept")
 
+
+@dataclass(frozen=True)
+class Session(Holding):
+    """A run that holds its output and goes by a catalog.
+
+    Attributes
+    ----------
+    catalog : Catalog
+    done : str
+        What becomes of a track, in one word.
+    """
+
+    catalog: Catalog
+    done: str
+
+    @property
+    def detects_changes(self) -> bool:
+        """Whether audio that changed is looked at again."""
+        return self.config.catalog.changes == "detect"
+
     def announce(self, plan: Plan) -> None:
         """Tell what is to be done, and keep it in the manifest."""
         n_tracks, n_pending = len(plan.keys), len(plan.pending)
@@ -121,8 +134,22 @@ def opened(
     storage: Storage,
     catalog: Catalog,
     *,
-    product: Literal["scores", "features"],
+    product: Product,
 ) -> Iterator[Session]:
+    """Take the output for one run by a catalog; see :func:`held`."""
+    with held(config, console, storage, catalog.id_type, product=product) as holding:
+        yield Session(**vars(holding), catalog=catalog, done=_DONE[product])
+
+
+@contextlib.contextmanager
+def held(
+    config: TagConfig | ExtractConfig,
+    console: Console,
+    storage: Storage,
+    id_type: pa.DataType,
+    *,
+    product: Product,
+) -> Iterator[Holding]:
     """Take the output for one run, shut earlier holders out, and let it go in the end.
 
     Raises
@@ -134,16 +161,14 @@ def opened(
     """
     output = parse_uri(config.output.uri)
     storage.check_writable(output, below=[*_WRITTEN[product], "runs", "rejects"])
-    held = Run(
+    the_run = Run(
         storage, output, config, lease_seconds=config.output.lease_seconds, tell=console.print
     )
-    with StopSignals() as signals, held as this_run:
-        ledger = Ledger(storage, output, catalog.id_type, product=product)
+    with StopSignals() as signals, the_run as this_run:
+        ledger = Ledger(storage, output, id_type, product=product)
         this_run.lease.rise_above(ledger.generation())
         ledger.fence(this_run.lease.generation)
-        yield Session(
-            config, console, storage, output, catalog, ledger, this_run, signals, _DONE[product]
-        )
+        yield Holding(config, console, storage, output, ledger, this_run, signals)
 
 
 class Committer:

@@ -29,7 +29,9 @@ from mer_batch.enrich import (
 )
 from mer_batch.errors import ConfigError
 from mer_batch.ledger import held_id_type, reject_reasons
+from mer_batch.pipelines.compaction import compact_if_due
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
+from mer_batch.pipelines.scoring import pooled
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
 from mer_batch.plan import Plan, make_plan, with_features
@@ -138,6 +140,7 @@ def run(
         rescored, decoded = _work(config, session, job, plan, checkpoint)
         with session.signals.deferred(), no_refusal():
             outcome, folder, is_new = _publish(config, session, job, plan)
+        compact_if_due(session)
         return TagSummary(
             session.run.run_id, len(plan.keys), decoded.n_done + decoded.n_rejected,
             rescored.n_done, outcome, folder.uri, session.output.child("rejects").uri, is_new,
@@ -191,18 +194,24 @@ def _work(
         return rescored, decoded
     from_features, to_decode = _divided(session, job, plan)
     with work:
-        if len(to_decode) == 0 and len(from_features) <= _MAX_WITHOUT_RAY:
+        is_light = len(from_features) <= _MAX_WITHOUT_RAY and not config.scoring.wants_pool
+        if len(to_decode) == 0 and is_light:
             rescored = _rescore_here(work, job, from_features, checkpoint)
             to_decode = _damaged(session, plan, rescored)
             from_features = from_features.slice(0, 0)
         if n_tracks := len(to_decode) + len(from_features):
             trial = _trial(config, checkpoint)
-            with work.on_a_fleet(n_tracks, doing="tagging", meanwhile=trial) as fleet:
+            with (
+                work.on_a_fleet(n_tracks, doing="tagging", meanwhile=trial) as fleet,
+                pooled(config.scoring, job, fleet.n_cpus) as pool,
+            ):
                 if len(from_features):
-                    rescored = fleet.run(_rescore_block, _blocks_by_part(from_features))
+                    rescore = pool.rescore_block if pool else _rescore_block
+                    rescored = fleet.run(rescore, _blocks_by_part(from_features))
                     left = _damaged(session, plan, rescored)
                     to_decode = pa.concat_tables([to_decode, left])
-                decoded = fleet.run(work_block, even_blocks(to_decode, fleet.n_cpus))
+                decode = pool.decode_block if pool else work_block
+                decoded = fleet.run(decode, even_blocks(to_decode, fleet.n_cpus))
     _tell_rescored(session, rescored)
     return rescored, decoded
 

@@ -48,7 +48,7 @@ _TAKEN_OVER = (None, None, "sweep_to_begin", "parts_to_commit", "marker_to_write
 #: end well, however late it wakes up.
 _OPEN_ENDED = {
     "file_to_place", "marker_written", "night_placed", "night_cleared", "traces_to_write",
-    "traces_written", "mark_removed", "lease_released",
+    "traces_written", "mark_removed", "lease_released", "unused_deleted",
 }  # fmt: skip
 
 
@@ -96,9 +96,11 @@ class Chain:
             for case in mixed:
                 self._case(case)
             self._complete("tag")
-            for case in by_kind.get("decode", []):
-                self._case(case)
+            for kind in ("decode", "pool", "compact"):
+                for case in by_kind.get(kind, []):
+                    self._case(case)
             self._complete("tag")
+            self._complete("compact")
 
     def _first_runs(self) -> None:
         """While the tables are being made."""
@@ -118,6 +120,7 @@ class Chain:
     def _try(self, case: Case) -> bool:
         """Whether a run has come to the points of a case, and what must hold has held."""
         last = case.points[-1]
+        self._world.n_actors = 1 if case.kind == "pool" else 0
         self._stir(case.kind)
         if last.step == "part_to_sweep":
             self._crash(case.command, Point("parts_to_commit", "driver"))
@@ -133,13 +136,17 @@ class Chain:
             if not self._world.has_features:
                 self._complete("extract")
             self._world.new_model()
+        elif kind == "compact":
+            self._complete("tag")
+            self._stir("rescore")
+            self._complete("tag")
         elif kind == "publish":
             self._world.retitle()
             if self._rng.random() < 0.2:
                 self._world.next_night()
         else:
             self._world.new_audio()
-            if kind == "decode":
+            if kind in ("decode", "pool"):
                 self._world.has_features = False
 
     def _crash(self, command: Command, *points: Point) -> bool:
@@ -163,7 +170,9 @@ class Chain:
         dies = point.step == "lease_lost"
         with self._judged(case.command, point):
             step = "report_taken" if dies else point.step
-            until = self._rng.choice(_TAKEN_OVER)
+            # Another one that merges is past its fence wherever it is held.
+            others = (None, "parts_to_replace") if case.kind == "compact" else _TAKEN_OVER
+            until = self._rng.choice(others)
             code = pause(self._world, case.command, step, until=until, dies=dies)
             if code is None:
                 return False

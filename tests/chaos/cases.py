@@ -13,8 +13,9 @@ from tests.chaos.crash import Point, Victim
 from tests.chaos.world import Command
 
 Place = Literal["disk", "store"]
-#: What a run has to do: publish only, score from features, decode and score, decode and keep.
-Kind = Literal["publish", "rescore", "decode", "extract"]
+#: What a run has to do: publish only, score from features, decode and score, decode and keep,
+#: merge small parts, decode and have a pool score.
+Kind = Literal["publish", "rescore", "decode", "extract", "compact", "pool"]
 
 _STORE_ONLY = {"marker_removed", "beside_to_clear", "night_to_sweep"}
 _DISK_ONLY = {"night_to_place", "night_placed", "night_cleared", "file_to_place"}
@@ -27,6 +28,11 @@ _RESCORING = ("rescore_begun", "track_done", "part_to_write", "part_written", "b
 _COMMITTING = (
     "report_taken", "rejects_to_commit", "rejects_committed", "parts_to_commit", "parts_committed",
 )  # fmt: skip
+_COMPACTING = (
+    "merged_part_written", "parts_to_replace", "parts_replaced", "log_summed_up",
+    "unused_to_delete", "unused_deleted",
+)  # fmt: skip
+_POOLED = "batch_to_score"
 _TWICE = {"fence_to_put", "fence_put", "file_to_place"}
 _ON_A_FLEET: tuple[Kind, ...] = ("decode", "extract")
 _FLEET_VICTIMS: tuple[Victim, ...] = ("worker", "decoder", "raylet", "driver")
@@ -41,13 +47,13 @@ class Case:
 
     @property
     def command(self) -> Command:
-        return "extract" if self.kind == "extract" else "tag"
+        return self.kind if self.kind == "extract" or self.kind == "compact" else "tag"
 
 
 def cases(place: Place, rng: random.Random) -> list[Case]:
     """Every case for a place."""
     absent = (_DISK_ONLY if place == "store" else _STORE_ONLY) | _SPECIAL
-    work = {*_WORKERS, *_RESCORING, *_COMMITTING}
+    work = {*_WORKERS, *_RESCORING, *_COMMITTING, *_COMPACTING, _POOLED}
     around = [step for step in STEPS if step not in work | absent]
     found: list[Case] = []
 
@@ -75,6 +81,14 @@ def cases(place: Place, rng: random.Random) -> list[Case]:
         add_on_a_fleet(Point(step, "driver"))
         if rng.random() < 0.5:
             add_on_a_fleet(Point(step, "raylet"))
+    for victim in ("worker", "driver", "raylet", "decoder"):
+        add("pool", Point(_POOLED, victim, rng.randint(1, 2)))
+    for step in ("part_to_write", "part_written"):
+        add("pool", Point(step, "worker"))
+    for step in _COMPACTING:
+        of_each_table = step not in _COMPACTING[:3]
+        add("compact", Point(step, "driver", rng.randint(1, 3) if of_each_table else 1))
+        add("compact", Point(step, "holder"))
     # Two processes in a row, in one run.
     add_on_a_fleet(Point(rng.choice(_WORKERS), "worker"), Point("parts_to_commit", "driver"))
     add_on_a_fleet(Point(rng.choice(_WORKERS[1:]), "decoder"), Point("rejects_committed", "driver"))

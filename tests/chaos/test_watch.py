@@ -96,7 +96,7 @@ def test_rows_that_are_there_twice_or_no_more_are_found(place: Place, watch: Wat
     assert scores is not None
     scores.delete("track_id = 'x'")
     watch.look()
-    assert "scores has lost ['r2/p2.parquet']" in watch.faults
+    assert "scores has lost [('x', 'v1', 'f', 'm')]" in watch.faults
 
 
 def test_what_a_commit_names_and_is_not_there_is_found(place: Place, watch: Watch) -> None:

@@ -66,8 +66,7 @@ class Watch:
         self._nights: dict[str, object] = {}
         self._tables: dict[str, DeltaTable] = {}
         self._versions: dict[str, int] = {}
-        self._parts: dict[str, set[str]] = {name: set() for name in _KEYS}
-        self._rows: dict[str, set[tuple[Any, ...]]] = {name: set() for name in _KEYS}
+        self._parts: dict[str, dict[str, list[tuple[Any, ...]]]] = {name: {} for name in _KEYS}
 
     def look(self) -> None:
         """Look once at everything."""
@@ -174,21 +173,22 @@ class Watch:
             self._fault(f"{name} cannot be read: {error!r}")
 
     def _look_at_version(self, name: str, parts: set[str]) -> None:
-        known, rows = self._parts[name], self._rows[name]
-        if name == "rejects":
-            known, rows = set(), set()
-        elif not known <= parts:
-            self._fault(f"{name} has lost {sorted(known - parts)}")
-        for part in sorted(parts - known):
-            location = self._output.child(name, part)
-            file = pa.BufferReader(self._storage.read(location))
-            table = pq.read_table(file, columns=list(_KEYS[name]))
-            for row in table.to_pylist():
-                key = tuple(row.values())
-                if key in rows:
-                    self._fault(f"{name} holds {key} twice")
-                rows.add(key)
-        self._parts[name], self._rows[name] = parts, rows
+        # Parts are merged into others, and then hold the same rows.
+        known = self._parts[name] if name != "rejects" else {}
+        rows = {part: known.get(part) or self._keys_in(name, part) for part in sorted(parts)}
+        counts = Counter(key for keys in rows.values() for key in keys)
+        for key, count in counts.items():
+            if count > 1:
+                self._fault(f"{name} holds {key} twice")
+        lost = {key for keys in known.values() for key in keys} - counts.keys()
+        if lost:
+            self._fault(f"{name} has lost {sorted(lost, key=str)[:5]}")
+        self._parts[name] = rows
+
+    def _keys_in(self, name: str, part: str) -> list[tuple[Any, ...]]:
+        file = pa.BufferReader(self._storage.read(self._output.child(name, part)))
+        table = pq.read_table(file, columns=list(_KEYS[name]))
+        return list(zip(*table.to_pydict().values(), strict=True))
 
     def _fault(self, text: str) -> None:
         self.faults.append(text)

@@ -31,7 +31,7 @@ from mer_batch.storage import Location, Storage, parse_uri
 from mer_batch.task import ExtractTask, GivenTrack, ScoreTask
 from tests.chaos.watch import Watch
 
-Command = Literal["tag", "extract"]
+Command = Literal["tag", "extract", "compact"]
 
 #: What a track may be instead of music, and the reason that it ends with.
 BROKEN = {"broken": "not_audio", "empty": "empty", "missing": "not_found"}
@@ -79,6 +79,8 @@ class World:
     ----------
     tracks : dict of str to str
         Mood of every track, or one of ``BROKEN``, by its id.
+    n_actors : int
+        Of the pool that scores for `tag`; none at first.
     watch : Watch
         What has been seen of the output from outside the runs.
     """
@@ -95,6 +97,7 @@ class World:
         self.folder = folder
         self.tracks: dict[str, str] = {}
         self.has_features = False
+        self.n_actors = 0
         self._rng = rng
         self._endpoint = endpoint
         self._n_titles = 0
@@ -187,8 +190,9 @@ class World:
             "ray": {"num_cpus": 2},
             "max_reject_rate": 1.0,
         }
-        if command == "tag":
+        if command != "extract":
             content |= {"model": {"uri": str(self._model)}, "run_date": self.run_date}
+            content |= {"scoring": {"actors": self.n_actors, "batch_segments": 4}}
         path = self.folder / f"{command}.yaml"
         path.write_text(yaml.safe_dump(content))
         return path
@@ -248,6 +252,9 @@ class World:
     def check_results(self, command: Command) -> None:
         """The same, but that something may be left for the next run to clear up."""
         self.check_between()
+        if command == "compact":
+            self._check_merged()
+            return
         if command == "tag":
             self._check_night()
             self._check_scores()
@@ -255,6 +262,11 @@ class World:
             self._check_features()
             self.has_features = True
         self._check_rejects("scores" if command == "tag" else "features")
+
+    def _check_merged(self) -> None:
+        """What can be merged is, of each kind of features as well; those here are of one."""
+        for table in ("scores", "features", "rejects"):
+            assert len(self._named(table)) <= 1, self._named(table)
 
     def _check_night(self) -> None:
         self._nights.add(self.run_date)
@@ -318,8 +330,10 @@ class World:
         """Nothing lies there that no commit, marker or manifest names."""
         names = self._names()
         for table in ("scores", "features"):
-            written = {n for n in names if n.startswith(f"{table}/2")}
-            assert written == {f"{table}/{part}" for part in self._named(table)}
+            written = {n.partition("/")[2] for n in names if n.startswith(f"{table}/2")}
+            named = set(self._named(table))
+            # What was merged into another part stays for those who read an earlier version.
+            assert named <= written <= named | self._replaced(table), written
         nights = {n.split("/")[1] for n in names if n.startswith("enriched/")}
         assert all(night.startswith("run_date=") for night in nights), nights
         # In a store a night that was being replaced is lost where the next run has another date.
@@ -366,6 +380,13 @@ class World:
         opened = open_table(self.storage, location)
         return part_paths(self.storage, location, opened) if opened else []
 
+    def _replaced(self, table: str) -> set[str]:
+        """Parts that an entry of a table's log has removed."""
+        log = self.output.child(table, "_delta_log")
+        entries = [self.storage.read(f) for f, _, _ in _listed(self.storage, log, ".json")]
+        actions = [json.loads(line) for entry in entries for line in entry.splitlines()]
+        return {action["remove"]["path"] for action in actions if "remove" in action}
+
     def _table(self, location: Location, columns: list[str] | None = None) -> pa.Table:
         content = pa.BufferReader(self.storage.read(location))
         return pq.read_table(content, columns=columns).replace_schema_metadata()
@@ -383,6 +404,13 @@ class World:
             (self._model / "weights.safetensors").read_bytes(),
             origin="test",
         )
+
+
+def _listed(storage: Storage, folder: Location, ending: str) -> list[tuple[Location, int, str]]:
+    """Files below a folder, if it is there, whose names end so."""
+    if not storage.is_folder(folder):
+        return []
+    return [entry for entry in storage.list_files(folder) if entry[0].path.endswith(ending)]
 
 
 _NO_ROWS = pa.table(

@@ -132,6 +132,60 @@ def test_of_two_runs_at_once_one_works(world: World) -> None:
     world.check_complete("tag")
 
 
+# ------------------------------------------------------------------ merging small parts
+
+
+def some_parts(world: World) -> None:
+    """Have tables of more than one part."""
+    for _ in range(2):
+        new_scores(world)
+        finish(world, "tag")
+
+
+def test_killed_while_it_merges_it_loses_and_doubles_nothing(world: World) -> None:
+    """Neither what it has written nor what it has replaced is in anybody's way."""
+    some_parts(world)
+    rows = world.rows("scores")
+    for step in ("merged_part_written", "parts_to_replace"):
+        assert crash(world, "compact", Point(step, "driver")) == -9, step
+        world.check_between()
+    finish(world, "tag")
+    world.check_complete("tag")
+    for step in ("parts_replaced", "log_summed_up", "unused_to_delete", "unused_deleted"):
+        assert crash(world, "compact", Point(step, "driver")) == -9, step
+        world.check_between()
+        new_scores(world)
+        finish(world, "tag")
+    finish(world, "compact")
+    left = world.rows("scores").join(rows, rows.schema.names, join_type="inner")
+    assert len(left) == len(rows)
+    world.retitle()
+    finish(world, "tag")
+
+
+@pytest.mark.parametrize("step", ["merged_part_written", "unused_to_delete"])
+def test_who_sleeps_while_it_merges_changes_nothing_more(world: World, step: str) -> None:
+    some_parts(world)
+    assert pause(world, "compact", step) == 4
+
+
+def test_asked_to_stop_while_it_merges_it_stops(world: World) -> None:
+    some_parts(world)
+    with Breakpoints() as breakpoints:
+        breakpoints.hold("merged_part_written")
+        driver = world.start("compact", breakpoints.environment)
+        try:
+            held = wait_for(breakpoints, driver)
+            assert held is not None
+            driver.send_signal(signal.SIGTERM)
+            held.let_go()
+            assert driver.wait(120) == 130
+        finally:
+            end(driver)
+    world.check_between()
+    finish(world, "compact")
+
+
 # ------------------------------------------------------------------ asked to stop
 
 
