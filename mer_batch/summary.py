@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
 from mer_batch.schema import DOUBTFUL_REASONS, REASONS, TARGETS
 
 if TYPE_CHECKING:
-    from mer_batch.enrich import Outcome
     from mer_batch.labels import LabelsReport, LabelSummary
+    from mer_batch.outcome import Outcome
     from mer_batch.pipelines.evaluation import EvaluationSummary
     from mer_batch.pipelines.extraction import ExtractSummary
     from mer_batch.pipelines.tagging import TagSummary
@@ -46,9 +45,8 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
         *_reject_rows(outcome.n_rejected),
     ]
     for target in TARGETS:
-        mean, std = (f(outcome.columns[target]).as_py() for f in (pc.mean, pc.stddev))
-        if mean is not None:
-            rows.append((target, f"mean {mean:+.2f}, standard deviation {std:.2f}"))
+        if found := outcome.spread(target):
+            rows.append((target, "mean {:+.2f}, standard deviation {:.2f}".format(*found)))
     was = "" if summary.was_published else "  (unchanged, published before)"
     rows += [("enriched", f"{summary.night_uri}{was}"), ("run", summary.run_id)]
     if outcome.n_rejected:

@@ -6,8 +6,9 @@ track. The hash takes a key that nobody knows: ids cannot be made up to share on
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ UInt64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
 _WORD = 8
+_DIGEST_ROWS = 1 << 20
 _SECRET = tuple(np.uint64(secrets.randbits(64) | 1) for _ in range(3))
 # Of a word that ends behind its string, the bytes that belong to it (the machine is little-endian).
 _TAILS = np.array([(1 << 8 * n) - 1 for n in range(_WORD)] + [2**64 - 1], np.uint64)
@@ -36,6 +38,7 @@ class TrackIndex:
     """
 
     def __init__(self, ids: Sequence[pa.Array], id_type: pa.DataType, *, hash_bits: int = 64):
+        self.id_type = id_type
         self.ids = joined(ids, id_type)
         self._mask = np.uint64((1 << hash_bits) - 1)
         hashes = self._hashed(self.ids)
@@ -108,9 +111,7 @@ def joined(arrays: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
 
 def as_bools(values: pa.Array | pa.ChunkedArray) -> Bool:
     """A mask for numpy; null is False."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    filled: Bool = pc.fill_null(values, False).to_numpy(zero_copy_only=False).astype(bool)
+    filled: Bool = pc.fill_null(whole(values), False).to_numpy(zero_copy_only=False).astype(bool)
     return filled
 
 
@@ -154,3 +155,33 @@ def _layout(text: pa.Array) -> tuple[Int64, Int64, UInt64]:
     )
     starts = ends - first
     return starts[:-1], np.diff(starts), words
+
+
+def digest_of(columns: Iterable[pa.Array | pa.ChunkedArray]) -> str:
+    """A hash of columns of strings or int64, none null, however they are cut into chunks."""
+    digest = hashlib.sha256()
+    for column in columns:
+        values = whole(column)
+        for begin in range(0, len(values), _DIGEST_ROWS):
+            _add_to(digest, values.slice(begin, _DIGEST_ROWS))
+        digest.update(len(values).to_bytes(8, "little"))
+    return digest.hexdigest()
+
+
+def _add_to(digest: hashlib._Hash, values: pa.Array) -> None:
+    if pa.types.is_int64(values.type):
+        digest.update(np.ascontiguousarray(values.to_numpy()).data)
+        return
+    digest.update(np.ascontiguousarray(pc.binary_length(values).to_numpy(), np.int64).data)
+    # Behind their lengths the strings need nothing between them.
+    alone = pa.concat_arrays([values, values.slice(0, 0)]) if values.offset else values
+    kind = np.int64 if pa.types.is_large_string(values.type) else np.int32
+    _, offsets, data = alone.buffers()
+    ends = np.frombuffer(offsets, kind)[alone.offset : alone.offset + len(alone) + 1]
+    if len(ends) and ends[-1] > ends[0]:
+        digest.update(memoryview(data)[int(ends[0]) : int(ends[-1])])
+
+
+def whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,19 @@ class Bench:
         self.ledger.fence(1)
         self._n_commits = 0
 
-    def catalog(self, versions: dict[Any, str | None]) -> Catalog:
+    def catalog(
+        self, versions: dict[Any, str | None], *, seconds: dict[Any, float] | None = None
+    ) -> Catalog:
         ids = list(versions)
         table = pa.table(
             {
                 "track_id": ids,
                 "audio_uri": [f"{i}.mp3" for i in ids],
                 "version": pa.array(versions.values(), pa.string()),
-                "seconds": [float(n) for n in range(len(ids))],
+                "seconds": pa.array(
+                    [float(n) if seconds is None else seconds.get(i) for n, i in enumerate(ids)],
+                    pa.float64(),
+                ),
             }
         )
         pq.write_table(table, self.folder / "catalog.parquet")
@@ -107,13 +111,13 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def pending(plan: Plan) -> list[Any]:
-    return list(plan.pending["track_id"].to_pylist())
+    return list(plan.pending.table()["track_id"].to_pylist())
 
 
 def test_everything_is_pending_at_first(bench: Bench) -> None:
     plan = bench.plan(bench.catalog({"b": "1", "a": "1"}))
     assert (pending(plan), plan.n_done, plan.n_rejected) == (["b", "a"], 0, 0)
-    assert plan.pending.to_pylist()[1] == {
+    assert plan.pending.table().to_pylist()[1] == {
         "track_id": "a", "audio_uri": f"{bench.folder}/a.mp3", "audio_version": "1",
         "expected_seconds": 1.0, "attempts": 0, "n_doubts": 0,
         "first_run_id": None, "first_seen": None,
@@ -138,9 +142,9 @@ def test_a_permanent_reject_holds_for_its_version_and_limits(bench: Bench) -> No
     plan = bench.plan(bench.catalog({**versions, "access_denied": "1", "storage_error": "1"}))
     assert pending(plan) == ["mended", "other limits", "access_denied", "storage_error"]
     assert (plan.n_done, plan.n_rejected) == (0, 1)
-    assert plan.pending["attempts"].to_pylist() == [2] * 4
-    assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4
-    assert plan.pending["first_seen"].to_pylist() == [NOW] * 4
+    assert plan.pending.table()["attempts"].to_pylist() == [2] * 4
+    assert plan.pending.table()["first_run_id"].to_pylist() == ["first"] * 4
+    assert plan.pending.table()["first_seen"].to_pylist() == [NOW] * 4
 
 
 def test_a_reject_holds_under_another_model(bench: Bench) -> None:
@@ -160,14 +164,14 @@ def test_changes_can_be_ignored(bench: Bench) -> None:
     bench.reject(("b", "1", "silent"))
     plan = bench.plan(bench.catalog({"a": "2", "b": "2", "c": "2"}), detect=False)
     assert (pending(plan), plan.n_done, plan.n_rejected) == (["c"], 1, 1)
-    assert plan.pending["audio_version"].to_pylist() == [None]
-    assert plan.keys.to_pylist() == ["a", "b", "c"]
+    assert plan.pending.table()["audio_version"].to_pylist() == [None]
+    assert plan.today.index.ids.to_pylist() == ["a", "b", "c"]
 
 
 def test_versions_that_the_catalog_does_not_state_are_the_stores(bench: Bench) -> None:
     (bench.folder / "b.mp3").write_bytes(b"123")
     plan = bench.plan(bench.catalog({"a": "stated", "b": None, "c": "", "d": "7"}))
-    stated, b, missing, d = plan.pending["audio_version"].to_pylist()
+    stated, b, missing, d = plan.pending.table()["audio_version"].to_pylist()
     assert (stated, missing, d) == ("stated", "", "7")
     assert b.startswith("3-")
 
@@ -176,7 +180,7 @@ def test_a_file_that_changes_is_pending_again(bench: Bench) -> None:
     path = bench.folder / "a.mp3"
     path.write_bytes(b"123")
     catalog = bench.catalog({"a": None})
-    (version,) = bench.plan(catalog).pending["audio_version"].to_pylist()
+    (version,) = bench.plan(catalog).pending.table()["audio_version"].to_pylist()
     bench.score(("a", version))
     assert pending(bench.plan(catalog)) == []
     os.utime(path, (1, 1))
@@ -213,8 +217,8 @@ def test_only_doubts_about_the_same_audio_are_held_against_a_track(bench: Bench)
     bench.reject(("other fault", "1", "storage_error"), ("seen", "1", "not_found"), attempts=1)
     versions: dict[Any, str | None] = {"same": "1", "changed": "2", "other fault": "1", "new": "1"}
     catalog = bench.catalog({**versions, "seen": "1"})
-    assert bench.plan(catalog).pending["n_doubts"].to_pylist() == [1, 0, 0, 0, 1]
-    unversioned = bench.plan(catalog, detect=False).pending
+    assert bench.plan(catalog).pending.table()["n_doubts"].to_pylist() == [1, 0, 0, 0, 1]
+    unversioned = bench.plan(catalog, detect=False).pending.table()
     assert unversioned["n_doubts"].to_pylist() == [1, 1, 0, 0, 1]
 
 
@@ -232,10 +236,10 @@ def test_every_extraction_has_its_own_history_of_a_track(bench: Bench) -> None:
         ("a", "1", "silent"), identity=other, attempts=5, last_seen=later, product="features"
     )
     catalog = bench.catalog({"a": "1", "b": "1"})
-    assert bench.plan(catalog).pending["attempts"].to_pylist() == [1, 1]
+    assert bench.plan(catalog).pending.table()["attempts"].to_pylist() == [1, 1]
     under_other = bench.plan(catalog, other)
     assert (pending(under_other), under_other.n_rejected) == (["b"], 1)
-    third = bench.plan(catalog, Identity("h", "m", "third")).pending
+    third = bench.plan(catalog, Identity("h", "m", "third")).pending.table()
     assert third["track_id"].to_pylist() == ["a", "b"], "once each"
     assert third["attempts"].to_pylist() == [5, 1], "the latest that is known"
 
@@ -260,8 +264,8 @@ def test_rejects_are_replayed_by_their_reason(bench: Bench, detect: bool) -> Non
     assert replayed("not_found") == (["d", "e", "new"], 0, 4)
     assert replayed(*schema.REASONS) == ([*"abcdef", "new"], 6, 0)
     plan = bench.plan(catalog, detect=detect, replayed=frozenset({"silent"}))
-    assert plan.pending["attempts"].to_pylist() == [2, 2, 2, 2, 0]
-    assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4 + [None]
+    assert plan.pending.table()["attempts"].to_pylist() == [2, 2, 2, 2, 0]
+    assert plan.pending.table()["first_run_id"].to_pylist() == ["first"] * 4 + [None]
 
 
 def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: Bench) -> None:
@@ -326,16 +330,15 @@ def with_planted_features(bench: Bench, limits: AudioLimits) -> tuple[list[str],
     ledger.commit_parts([part], run_id="r", sequence=1)
     bench.ledger = Ledger(bench.storage, bench.output, pa.string())
     bench.ledger.fence(2)
-    catalog = bench.catalog(dict.fromkeys([*SECONDS, "new"], "1"))
+    catalog = bench.catalog(
+        dict.fromkeys([*SECONDS, "new"], "1"), seconds={"cut": 60.0, "rounded": 60.0}
+    )
     plan = bench.plan(catalog)
-    expected = {"cut": 60.0, "rounded": 60.0}
-    seconds = [expected.get(i) for i in plan.pending["track_id"].to_pylist()]
-    at = plan.pending.schema.get_field_index("expected_seconds")
-    pending = plan.pending.set_column(at, "expected_seconds", pa.array(seconds, pa.float64()))
-    plan = replace(plan, pending=pending)
     found, to_decode, problems = with_features(plan, bench.ledger, "f", limits)
     assert problems == []
-    return found["track_id"].to_pylist(), to_decode["track_id"].to_pylist()
+    blocks = found.tracks([[(number, 0, n)] for number, n in enumerate(found.lengths())])
+    ids = [track_id for block in blocks for track_id in block["track_id"].to_pylist()]
+    return ids, to_decode.table()["track_id"].to_pylist()
 
 
 def test_features_of_lengths_that_are_rejects_today_are_not_scored(bench: Bench) -> None:

@@ -15,6 +15,7 @@ from mer_batch.block import BlockReport, Job
 from mer_batch.child import ChildStartError
 from mer_batch.errors import MerBatchError
 from mer_batch.pipelines.cluster import cluster_cpus, first_line
+from mer_batch.plan import Tracks
 
 # A block is what one task does, and what a crash costs: some ten seconds of work at most, and
 # enough blocks that the last ones keep every core busy.
@@ -109,9 +110,16 @@ def lost_nodes() -> frozenset[str]:
 
 
 def even_blocks(
-    pending: pa.Table, n_cpus: int, *, most: int = MAX_BLOCK_TRACKS
+    pending: Tracks, n_cpus: int, *, most: int = MAX_BLOCK_TRACKS
 ) -> Iterator[pa.Table]:
-    """Cut the work into blocks by its cost, not by its bytes."""
+    """Cut the work into blocks by its cost, not by its bytes, as they are asked for."""
     n_tracks = min(most, max(1, math.ceil(len(pending) / (n_cpus * _BLOCKS_PER_CPU))))
-    for begin in range(0, len(pending), n_tracks):
-        yield pending.slice(begin, n_tracks).combine_chunks()
+    left: list[pa.Table] = []
+    for table in pending.batches():
+        whole = pa.concat_tables([*left, table])
+        end = len(whole) - len(whole) % n_tracks
+        for begin in range(0, end, n_tracks):
+            yield whole.slice(begin, n_tracks).combine_chunks()
+        left = [whole.slice(end)]
+    if left and len(left[0]):
+        yield left[0].combine_chunks()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 
 from mer_batch.block import BlockReport, Job, work_block
@@ -19,20 +18,18 @@ from mer_batch.catalog import read_catalog
 from mer_batch.checkpoint import Checkpoint, read_checkpoint
 from mer_batch.config import TagConfig
 from mer_batch.enrich import (
-    Outcome,
     Publication,
     is_published,
     last_published,
-    look_up_outcome,
-    open_budget,
     publish,
 )
 from mer_batch.errors import ConfigError
 from mer_batch.ledger import held_id_type, reject_reasons
+from mer_batch.outcome import Outcome, look_up_outcome, open_budget
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
-from mer_batch.plan import Plan, make_plan, with_features
+from mer_batch.plan import FeaturedTracks, Plan, Tracks, make_plan, with_features
 from mer_batch.run import iso_now, no_refusal
 from mer_batch.schema import Identity, content_id
 from mer_batch.storage import Location, Storage, parse_uri
@@ -139,7 +136,7 @@ def run(
         with session.signals.deferred(), no_refusal():
             outcome, folder, is_new = _publish(config, session, job, plan)
         return TagSummary(
-            session.run.run_id, len(plan.keys), decoded.n_done + decoded.n_rejected,
+            session.run.run_id, len(plan), decoded.n_done + decoded.n_rejected,
             rescored.n_done, outcome, folder.uri, session.output.child("rejects").uri, is_new,
             time.monotonic() - began, decoded.seconds,
         )  # fmt: skip
@@ -186,7 +183,7 @@ def _work(
     """Score what is pending and commit it: from features where they are there, else from audio."""
     rescored = decoded = Stage(0, 0, [], 0.0)
     work = Work(session, job, _budget(config, session, job, plan))
-    if len(plan.pending) == 0:
+    if plan.n_pending == 0:
         session.console.print("nothing to decode: every track has its outcome already")
         return rescored, decoded
     from_features, to_decode = _divided(session, job, plan)
@@ -194,19 +191,18 @@ def _work(
         if len(to_decode) == 0 and len(from_features) <= _MAX_WITHOUT_RAY:
             rescored = _rescore_here(work, job, from_features, checkpoint)
             to_decode = _damaged(session, plan, rescored)
-            from_features = from_features.slice(0, 0)
+            from_features = FeaturedTracks(plan)
         if n_tracks := len(to_decode) + len(from_features):
             with work.on_a_fleet(n_tracks, doing="tagging", meanwhile=checkpoint.check) as fleet:
                 if len(from_features):
                     rescored = fleet.run(_rescore_block, _blocks_by_part(from_features))
-                    left = _damaged(session, plan, rescored)
-                    to_decode = pa.concat_tables([to_decode, left])
+                    to_decode |= _damaged(session, plan, rescored)
                 decoded = fleet.run(work_block, even_blocks(to_decode, fleet.n_cpus))
     _tell_rescored(session, rescored)
     return rescored, decoded
 
 
-def _divided(session: Session, job: Job, plan: Plan) -> tuple[pa.Table, pa.Table]:
+def _divided(session: Session, job: Job, plan: Plan) -> tuple[FeaturedTracks, Tracks]:
     """What is pending: tracks that have features, and tracks to decode."""
     from_features, to_decode, problems = with_features(
         plan, session.ledger, job.identity.features_id, job.limits.audio
@@ -228,7 +224,9 @@ def _tell_rescored(session: Session, rescored: Stage) -> None:
     )
 
 
-def _rescore_here(work: Work, job: Job, from_features: pa.Table, checkpoint: Checkpoint) -> Stage:
+def _rescore_here(
+    work: Work, job: Job, from_features: FeaturedTracks, checkpoint: Checkpoint
+) -> Stage:
     """Re-score in this process: it is done before Ray would be up."""
     # Imported here: it takes torch, which takes a second.
     from mer_batch.rescore import Rescorer
@@ -245,30 +243,46 @@ def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
     return rescore_block(number, block, job)
 
 
-def _blocks_by_part(from_features: pa.Table) -> Iterator[pa.Table]:
+def _blocks_by_part(from_features: FeaturedTracks) -> Iterator[pa.Table]:
     """Blocks that hold whole parts, several where they are small; a huge one is divided."""
-    n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, len(from_features) // _BLOCKS))
-    parts = from_features["part"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.flatnonzero(np.diff(parts, prepend=-1))
-    begin = 0
-    for end in [*starts[1:].tolist(), len(parts)]:
-        if end - begin >= n_tracks or end == len(parts):
-            n_blocks = max(1, (end - begin) // MAX_BLOCK_TRACKS)
-            cuts = np.linspace(begin, end, n_blocks + 1).astype(int).tolist()
-            for first, last in pairwise(cuts):
-                yield from_features.slice(first, last - first).combine_chunks()
-            begin = end
+    return from_features.tracks(_spans(from_features.lengths()))
 
 
-def _damaged(session: Session, plan: Plan, rescored: Stage) -> pa.Table:
+def _spans(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """The blocks for parts of some lengths, each as stretches (part, begin, end)."""
+    n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, sum(lengths) // _BLOCKS))
+    held: list[tuple[int, int, int]] = []
+    for part, length in enumerate(lengths):
+        held.append((part, 0, length))
+        n_held = sum(end for _, _, end in held)
+        if n_held >= n_tracks or part == len(lengths) - 1:
+            n_blocks = max(1, n_held // MAX_BLOCK_TRACKS)
+            cuts = np.linspace(0, n_held, n_blocks + 1).astype(int).tolist()
+            yield from (_stretches(held, *cut) for cut in pairwise(cuts))
+            held = []
+
+
+def _stretches(
+    parts: Sequence[tuple[int, int, int]], first: int, last: int
+) -> list[tuple[int, int, int]]:
+    """What lies between two places in a row of parts."""
+    found, begin = [], 0
+    for part, _, length in parts:
+        within = max(0, first - begin), min(length, last - begin)
+        if within[0] < within[1]:
+            found.append((part, *within))
+        begin += length
+    return found
+
+
+def _damaged(session: Session, plan: Plan, rescored: Stage) -> Tracks:
     """The tracks whose features turned out to be of no use."""
     for problem in rescored.problems:
         session.say(f"a part of features cannot be read, its tracks are decoded: {problem}")
     if rescored.left_ids:
         n_left = len(rescored.left_ids)
         session.say(f"{n_left:,} tracks have features that cannot be used; decoding them")
-    wanted = pa.array(rescored.left_ids, plan.pending["track_id"].type)
-    return plan.pending.filter(pc.is_in(plan.pending["track_id"], wanted))
+    return plan.tracks_of(rescored.left_ids)
 
 
 def _budget(config: TagConfig, session: Session, job: Job, plan: Plan) -> Budget:
