@@ -230,8 +230,10 @@ class Ledger:
 
         Rejects of other extractions, as ``extract`` has them, are not in it.
         """
-        self._refresh("scores")
-        scores = sorted(self._part_paths("scores"))
+        scores = []
+        if "scores" in self._tables:
+            self._refresh("scores")
+            scores = sorted(self._part_paths("scores"))
         names = ["track_id", "last_run_id", "audio_version", "reason"]
         rejects = self.rejects(extraction_id).select(names)
         rejects = rejects.sort_by([(name, "ascending") for name in names])

@@ -94,6 +94,11 @@ class Plan:
         return int((self.state == PENDING).sum())
 
     @property
+    def n_new(self) -> int:
+        """Tracks to do that this model, or this extraction, has not seen."""
+        return self.n_pending - self.n_changed - self.n_retried
+
+    @property
     def n_done(self) -> int:
         """Catalog rows that are done."""
         return int((self.state == DONE).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from mer_batch.block import BlockReport, Job, work_block
 from mer_batch.budget import Budget
-from mer_batch.catalog import read_catalog
+from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.checkpoint import Checkpoint, read_checkpoint
 from mer_batch.config import TagConfig
 from mer_batch.enrich import (
@@ -24,7 +25,7 @@ from mer_batch.enrich import (
     publish,
 )
 from mer_batch.errors import ConfigError
-from mer_batch.ledger import held_id_type, reject_reasons
+from mer_batch.ledger import Ledger, held_id_type, reject_reasons
 from mer_batch.outcome import Outcome, look_up_outcome, open_budget
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
 from mer_batch.pipelines.session import Session, opened
@@ -322,18 +323,30 @@ def _night(
     config: TagConfig, session: Session, job: Job, plan: Plan, outcome: Outcome
 ) -> Publication:
     run, catalog, prefix = session.run, session.catalog, config.output.prefix
-    run_date = (config.run_date or run.started_at.date()).isoformat()
-    rejects_id = session.ledger.content_id(job.identity.extraction_id)
-    identity = asdict(job.identity)
+    folder = night_folder(config, session.output, run.started_at)
     marker = {
         "run_id": run.run_id,
-        "run_date": run_date,
+        "run_date": folder.path.rpartition("run_date=")[2],
         "published_at": iso_now(),
-        "content_id": content_id(
-            [catalog.fingerprint, plan.fingerprint(), rejects_id, identity, prefix]
-        ),
+        "content_id": night_content_id(config, catalog, plan, session.ledger, job.identity),
         "n_scored": outcome.n_scored,
         "n_rejected": outcome.n_rejected,
     }
-    folder = session.output.child("enriched", f"run_date={run_date}")
     return Publication(session.storage, folder, catalog, outcome, prefix, marker, run.lease)
+
+
+def night_folder(config: TagConfig, output: Location, now: datetime.datetime) -> Location:
+    """Where the night of this configuration lies, or of this day."""
+    run_date = config.run_date or now.date()
+    return output.child("enriched", f"run_date={run_date.isoformat()}")
+
+
+def night_content_id(
+    config: TagConfig, catalog: Catalog, plan: Plan, ledger: Ledger, identity: Identity
+) -> str:
+    """Names what a night is made of: the catalog, its audio, scores and rejects, the model."""
+    rejects_id = ledger.content_id(identity.extraction_id)
+    prefix = config.output.prefix
+    return content_id(
+        [catalog.fingerprint, plan.fingerprint(), rejects_id, asdict(identity), prefix]
+    )
