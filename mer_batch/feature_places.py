@@ -125,7 +125,9 @@ class FeaturePlaces:
 
     def _newer(self, places: Int64, when: Int64) -> Int64:
         """Which of some extractions are newer than what is known; of a track the newest, last."""
-        rows = np.flatnonzero(when > self._newest[places])
+        is_newer = when > self._newest[places]
+        is_same = (when == self._newest[places]) & (self._record[places] == _IN_PIECES)
+        rows = np.flatnonzero(is_newer | is_same)
         ordered: Int64 = rows[np.argsort(when[rows], kind="stable")]
         return ordered
 

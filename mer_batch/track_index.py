@@ -129,8 +129,7 @@ def hashes_of(ids: pa.Array) -> UInt64:
     hashes = (lengths.astype(np.uint64) + _SECRET[0]) * _SECRET[1]
     left = np.arange(len(ids))
     for begin in range(0, int(lengths.max(initial=0)), _WORD):
-        if begin:
-            left = left[lengths[left] > begin]
+        left = left[lengths[left] > begin]
         word = words[starts[left] + begin]
         word &= _TAILS[np.minimum(lengths[left] - begin, _WORD)]
         mixed = (hashes[left] ^ word) * _SECRET[2]

@@ -92,6 +92,18 @@ def test_without_versions_the_newest_score_counts(bench: Bench) -> None:
     assert columns_of(outcome)["valence"].to_pylist() == [0.5]
 
 
+def test_what_the_ledger_holds_twice_gives_one_row_the_newest(bench: Bench) -> None:
+    later = NOW + datetime.timedelta(hours=1)
+    bench.score(("a", "1"), ("b", "1"), ("a", "1"), valence=0.5, scored_at=later)
+    bench.score(("b", "1"), ("gone", "1"), ("b", "1"), valence=0.75)
+    bench.reject(("c", "1", "silent"))
+    bench.reject(("c", "1", "too_long"), product="features")
+    plan = bench.plan(bench.catalog(dict.fromkeys("abc", "1")))
+    outcome = look_up_outcome(plan, bench.ledger, TODAY)
+    assert columns_of(outcome)["valence"].to_pylist() == [0.5, 0.5, None]
+    assert (outcome.n_scored, sum(outcome.n_rejected.values())) == (2, 1)
+
+
 def test_a_night_that_is_not_complete_is_refused_with_its_tracks(bench: Bench) -> None:
     bench.score(("a", "1"))
     for detect in (True, False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.ledger import Ledger, Part
 from mer_batch.plan import Plan, make_plan, permanent, reject_counts, with_features
 from mer_batch.schema import Identity, reject_rows
+from mer_batch.spill import Spill
 from mer_batch.storage import Storage, parse_uri
 
 NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
@@ -274,6 +276,62 @@ def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: 
     plan = bench.plan(bench.catalog({"a": "1", "b": "1"}))
     assert reject_counts(plan, bench.ledger.rejects("e")) == {"silent": 1}
     assert (plan.n_done, plan.n_rejected) == (1, 1)
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    names = ("n_new", "n_changed", "n_retried", "n_removed", "n_done", "n_rejected")
+    return {name[2:]: getattr(plan, name) for name in names if getattr(plan, name)}
+
+
+def test_what_is_to_do_is_told_by_kind(bench: Bench) -> None:
+    bench.score(("done", "1"), ("changed", "0"), ("was here", "1"), ("was here", "2"))
+    bench.score(("other model", "1"), identity=Identity("f", "other", "e"))
+    bench.reject(("held", "1", "silent"), ("retried", "1", "storage_error"), ("left", "1", "empty"))
+    bench.reject(("mended", "0", "truncated"), ("was here", "1", "silent"))
+    ids = ["done", "changed", "other model", "held", "retried", "mended", "new"]
+    catalog = bench.catalog(dict.fromkeys(ids, "1"))
+    expected = {"new": 2, "changed": 2, "retried": 1, "removed": 2, "done": 1, "rejected": 1}
+    assert counts(bench.plan(catalog)) == expected
+    unversioned = {"new": 2, "retried": 1, "removed": 2, "done": 2, "rejected": 2}
+    assert counts(bench.plan(catalog, detect=False)) == unversioned
+
+
+def test_a_track_that_leaves_and_comes_back_is_not_decoded_again(bench: Bench) -> None:
+    bench.score(("a", "1"), ("b", "1"))
+    bench.reject(("c", "1", "silent"))
+    assert counts(bench.plan(bench.catalog({"a": "1"}))) == {"done": 1, "removed": 2}
+    back = bench.plan(bench.catalog({"c": "1", "b": "1", "a": "1"}))
+    assert counts(back) == {"done": 2, "rejected": 1}
+    assert counts(bench.plan(bench.catalog({"b": "2"}))) == {"changed": 1, "removed": 2}
+
+
+def test_the_same_audio_under_a_new_id_is_new(bench: Bench) -> None:
+    bench.score(("old id", "etag"))
+    plan = bench.plan(bench.catalog({"new id": "etag"}))
+    assert (pending(plan), counts(plan)) == (["new id"], {"new": 1, "removed": 1})
+
+
+def test_what_the_ledger_holds_twice_counts_once(bench: Bench) -> None:
+    bench.score(("a", "1"), ("a", "1"), ("gone", "1"), ("gone", "1"))
+    bench.score(("a", "1"))
+    bench.reject(("a", "1", "silent"), ("gone", "1", "silent"))
+    plan = bench.plan(bench.catalog({"a": "1", "b": "1"}))
+    assert counts(plan) == {"new": 1, "done": 1, "removed": 1}
+
+
+def test_a_catalog_on_the_disk_is_planned_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mer_batch.tracks.Spill", functools.partial(Spill, memory_bytes=0))
+    bench = Bench(tmp_path)
+    ids = [f"t{n}" for n in range(70_000)]  # more than a batch
+    bench.score(*((i, "1") for i in ids[1::2]))
+    bench.reject((ids[66_000], "1", "storage_error"))
+    plan = bench.plan(bench.catalog(dict.fromkeys(ids, "1")))
+    assert pending(plan) == ids[::2]
+    tried = [n for table in plan.pending.batches() for n in table["attempts"].to_pylist()]
+    assert [n for n, attempts in enumerate(tried) if attempts] == [33_000]
+    assert plan.tracks_of([ids[69_999], "none"]).table()["track_id"].to_pylist() == [ids[69_999]]
 
 
 STATES = ("new", "scored", "changed", "rejected", "passing", "other limits", "other model")
