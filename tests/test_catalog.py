@@ -742,6 +742,25 @@ def test_other_unfit_catalogs(tmp_path: Path) -> None:
         open_catalog("gs://bucket/catalog.parquet")
 
 
+def test_faults_are_counted_over_all_batches_and_the_first_kind_is_told(tmp_path: Path) -> None:
+    ids: list[str | None] = [f"t{n}" for n in range(200_000)]
+    uris = [f"{n}.mp3" for n in range(len(ids))]
+    uris[3] = uris[150_000] = "gs://bucket/a.mp3"
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": uris}), path)
+    words = r"2 URIs whose scheme .* at track_id 't3' 'gs://bucket/a.mp3', 't150000' 'gs:"
+    with pytest.raises(CatalogError, match=words):
+        open_catalog(path)
+    ids[199_999] = ids[5]
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": uris}), path)
+    with pytest.raises(CatalogError, match=r"1 ids stand in more than one row: 't5'; ids must"):
+        open_catalog(path)
+    ids[70_000] = ids[199_998] = None
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": uris}), path)
+    with pytest.raises(CatalogError, match=r"2 null or empty ids, the first at row 70000, 199998$"):
+        open_catalog(path)
+
+
 def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     buffers = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
     bad = pa.Array.from_buffers(pa.string(), 1, buffers)
