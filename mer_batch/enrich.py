@@ -33,7 +33,7 @@ MARKER = "_SUCCESS"
 _PART = re.compile(r"/run_date=[^/]+/part-[^/]+\.parquet$")
 # A part's rows are held until it is written: so many bytes at most, and one part a writer.
 _ROWS_PER_PART = 1_000_000
-_BYTES_PER_PART = 128 << 20
+_BYTES_PER_PART = 64 << 20
 _ROWS_PER_GROUP = 65_536
 _WRITERS = 2
 
@@ -143,6 +143,7 @@ def publish(night: Publication) -> None:
         Where the catalog has changed meanwhile, or cannot be written.
     """
     reach("publish_to_begin")
+    pa.default_memory_pool().release_unused()  # what looking the outcome up has left behind
     try:
         (_publish_objects if night.folder.is_s3 else _publish_on_disk)(night)
     except OSError as error:
