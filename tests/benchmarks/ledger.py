@@ -284,7 +284,7 @@ def main() -> None:
 
 _REPORT = """# The ledger at scale
 
-Made by `make bench` on {date}: a catalog of {n_tracks:,} tracks (ten columns of seven types, with a
+Made by `make bench` on {date}: a catalog of {n_tracks:,} tracks (ten columns of six types, with a
 version column) and as many scores in {n_parts:,} parts, on {n_cores} cores ({machine}).
 
 | command | whole process, s | peak memory, GiB |
