@@ -32,6 +32,7 @@ format: $(VENV)/installed-lint  ## Format the code
 bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one beside the other
 	$(BIN)/python -m tests.benchmarks.tagging
 	$(BIN)/python -m tests.benchmarks.rescoring
+	$(BIN)/python -m tests.benchmarks.ledger
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.reading
 	$(BIN)/python -m tests.benchmarks.nights

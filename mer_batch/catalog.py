@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
-import re
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
 from mer_batch.config import CatalogConfig
-from mer_batch.errors import CatalogError, masked
+from mer_batch.errors import CatalogError
 from mer_batch.faults import explanation
 from mer_batch.formats import (
     TABLE_SUFFIXES,
@@ -29,8 +25,9 @@ from mer_batch.formats import (
     table_kind,
     unreadable_part,
 )
-from mer_batch.roots import Roots, is_text, resolved
-from mer_batch.storage import SCHEME_PATTERN, SCHEMES, Location, Storage, parse_uri
+from mer_batch.roots import Roots, is_text
+from mer_batch.storage import Location, Storage, parse_uri
+from mer_batch.tracks import Check, plain
 
 #: A file with one of these endings counts as audio in a folder of audio files.
 AUDIO_SUFFIXES = (
@@ -38,10 +35,10 @@ AUDIO_SUFFIXES = (
 )  # fmt: skip
 
 _BATCH_ROWS = 65_536
+# Enough to keep the cores busy; by default a thousand megabytes of a wide catalog lie ahead.
+_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}
 # What Arrow's reader of Parquet adds for itself: a column of such a name nobody can read with it.
 _RESERVED = {"__filename", "__fragment_index", "__batch_index", "__last_in_fragment"}
-_N_OFFENDERS = 5
-_MAX_SHOWN = 200
 _CHANGED = "the catalog was changed while the run read it; run again"
 
 #: A file of the catalog, its size and its version.
@@ -55,9 +52,13 @@ class Catalog:
     ----------
     schema : pa.Schema
         Of its own columns, metadata included.
-    keys : pa.Table
+    tracks : Spill
         One row per track, in the catalog's order: ``track_id`` (string or int64), ``audio_uri``
         (absolute), ``stated_version`` (string or null), ``expected_seconds`` (float64 or null).
+    index : TrackIndex
+        Of their ids.
+    n_unstated : int
+        Tracks without a stated version.
     fingerprint : str
         Changes when the catalog's files do.
     notes : list of str
@@ -86,15 +87,17 @@ class Catalog:
         self._id_column = config.id_column
         roots = Roots.of(config.allowed_roots) if config.allowed_roots else None
         self.folders = roots.folders if roots else None
-        self.keys = _keys(self, config, folder, roots, held_type, whole=is_published)
+        check = Check(self.schema, config, folder, roots, held_type)
+        found = check.all_of(self._key_batches(check.columns, whole=is_published))
+        self.tracks, self.index, self.n_unstated = found.tracks, found.index, found.n_unstated
 
     @property
     def id_type(self) -> pa.DataType:
         """string or int64."""
-        return self.keys.schema.field("track_id").type
+        return self.tracks.schema.field("track_id").type
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows with all columns in their own types, in the order of `keys`.
+        """All rows with all columns in their own types, in the order of `tracks`.
 
         Raises
         ------
@@ -106,9 +109,10 @@ class Catalog:
             return
         begin = 0
         try:
-            for batch in self._source.to_batches(batch_size=_BATCH_ROWS):
-                ids = _plain(pa.chunked_array([batch[self._id_column]])).cast(self.id_type)
-                if not ids.equals(self.keys["track_id"].slice(begin, len(ids))):
+            for batch in self._source.to_batches(batch_size=_BATCH_ROWS, **_READ_AHEAD):
+                ids = plain(pa.chunked_array([batch[self._id_column]])).cast(self.id_type)
+                there = self.index.ids.slice(begin, len(ids))
+                if not ids.combine_chunks().cast(there.type).equals(there):
                     raise CatalogError(_CHANGED)
                 begin += len(ids)
                 yield batch
@@ -121,16 +125,17 @@ class Catalog:
         if not self._is_unchanged():
             raise CatalogError(_CHANGED)
 
-    def columns(self, names: list[str], *, whole: bool) -> pa.Table:
+    def _key_batches(self, names: list[str], *, whole: bool) -> Iterator[pa.RecordBatch]:
         """Some columns of all rows; `whole` reads the others too, to find damage in them."""
         if isinstance(self._source, pa.Table):
-            return self._source.select(names)
+            yield from self._source.select(names).to_batches(max_chunksize=_BATCH_ROWS)
+            return
+        columns = None if whole else names
         try:
-            if not whole:
-                return self._source.to_table(columns=names)
-            chosen = pa.schema([self.schema.field(name) for name in names])
-            batches = map(_check_nulls, self._source.to_batches(batch_size=_BATCH_ROWS))
-            return pa.Table.from_batches((batch.select(names) for batch in batches), chosen)
+            for batch in self._source.to_batches(
+                columns=columns, batch_size=_BATCH_ROWS, **_READ_AHEAD
+            ):
+                yield (_check_nulls(batch) if whole else batch).select(names)
         except (pa.ArrowException, OSError) as error:
             self.check_unchanged()
             raise CatalogError(unreadable_part(self._source) or explanation(error)) from error
@@ -405,249 +410,3 @@ def _exact_uri(location: Location) -> str:
     if location.is_s3 or is_text(location.path):
         return location.uri
     return "file://" + urllib.parse.quote(location.path, errors="surrogateescape")
-
-
-# ------------------------------------------------------------------------------- checking
-
-
-def _keys(
-    catalog: Catalog,
-    config: CatalogConfig,
-    folder: Location,
-    roots: Roots | None,
-    held_type: pa.DataType | None,
-    *,
-    whole: bool,
-) -> pa.Table:
-    """Read the columns that matter and check them."""
-    named = {
-        "catalog.id_column": config.id_column,
-        "catalog.audio_column": config.audio_column,
-        "catalog.version_column": config.version_column,
-        "catalog.duration_column": config.duration_column,
-    }
-    wanted = {key: name for key, name in named.items() if name is not None}
-    _check_columns(catalog.schema, wanted)
-    table = catalog.columns(list(dict.fromkeys(wanted.values())), whole=whole)
-    if table.num_rows == 0:
-        raise CatalogError("the catalog has no rows")
-    ids = _ids(table[config.id_column], config.id_column, held_type)
-    uris = _uris(table[config.audio_column], config.audio_column, ids, folder, roots)
-    n = table.num_rows
-    version: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.string())
-    if config.version_column is not None:
-        version = _versions(table[config.version_column], config.version_column, ids)
-    seconds: pa.ChunkedArray | pa.Array = pa.nulls(n, pa.float64())
-    if config.duration_column is not None:
-        seconds = _seconds(table[config.duration_column], config.duration_column)
-    return pa.table(
-        {"track_id": ids, "audio_uri": uris, "stated_version": version, "expected_seconds": seconds}
-    )
-
-
-def _check_columns(schema: pa.Schema, wanted: dict[str, str]) -> None:
-    faults = [
-        f"{key}={name!r}: the catalog has no such column{_close(name, schema.names)}"
-        for key, name in wanted.items()
-        if name not in schema.names
-    ]
-    if not faults:
-        return
-    hint = ""
-    if len(schema.names) == 1 and re.search(r"[;\t|]", schema.names[0]):
-        hint = "; values must be separated by commas"
-    raise CatalogError("; ".join(faults) + f"; its columns are {_first(schema.names, n=50)}{hint}")
-
-
-def _close(name: str, names: list[str]) -> str:
-    """The name that may have been meant, however it is written."""
-    by_core = {other.strip().casefold(): other for other in names if len(names) > 1}
-    close = difflib.get_close_matches(name.casefold(), by_core, n=1)
-    return f" (did you mean {by_core[close[0]]!r}?)" if close else ""
-
-
-def _cast(column: pa.ChunkedArray, to: pa.DataType, name: str) -> pa.ChunkedArray:
-    try:
-        return column.cast(to)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise CatalogError(
-            f"column {name!r} of type {column.type} cannot be read as {to}"
-        ) from error
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary column as its values."""
-    if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
-    return column
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-
-
-def _text(
-    column: pa.ChunkedArray, where: str, columns: dict[str, pa.ChunkedArray | None]
-) -> pa.ChunkedArray:
-    """The same as string; Parquet may hold bytes that are no UTF-8.
-
-    `columns` are shown of rows that are refused, as in `_refuse`.
-    """
-    text = column.cast(pa.string())
-    try:
-        text.validate(full=True)
-    except pa.ArrowInvalid:
-        values = text.cast(pa.binary()).to_pylist()
-        is_bad = pa.chunked_array([[not _is_utf8(value) for value in values]])
-        _refuse(is_bad, "values that are no UTF-8", where, columns)
-    return text
-
-
-def _is_utf8(value: bytes | None) -> bool:
-    try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _ids(column: pa.ChunkedArray, name: str, held_type: pa.DataType | None) -> pa.ChunkedArray:
-    """Ids as string or int64; refused where null, empty, duplicate or of another type."""
-    where = f"id column {name!r}"
-    column = _plain(column)
-    if _is_text(column.type):
-        ids = _text(column, where, {"row": None})
-        missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
-    elif pa.types.is_integer(column.type):
-        if column.type == pa.uint64():
-            huge = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
-            _refuse(huge, "ids above 2^63 - 1; cast them to strings", where, {"": column})
-        ids = column.cast(pa.int64())
-        missing = pc.is_null(ids)
-    else:
-        raise CatalogError(
-            f"{where} has type {column.type}; ids must be strings or integers: cast them"
-        )
-    _refuse(missing, "null or empty ids", where, {"row": None})
-    if pc.count_distinct(ids).as_py() < len(ids):
-        counts = pc.value_counts(ids).flatten()
-        repeated = counts[0].filter(pc.greater(counts[1], 1))
-        raise CatalogError(
-            f"{where}: {len(repeated)} ids stand in more than one row: "
-            f"{_first(repeated)}; ids must be unique"
-        )
-    if ids.type == pa.string() and held_type == pa.int64():
-        is_strange = pa.chunked_array([[not _is_int64(value) for value in ids.to_pylist()]])
-        problem = (
-            "ids that are not int64 as those of the output; mend them, or use another output.uri"
-        )
-        _refuse(is_strange, problem, where, {"": ids})
-    return ids
-
-
-def _is_int64(text: str) -> bool:
-    """Whether a text is just what a whole number is written as."""
-    return re.fullmatch(r"-?\d{1,19}", text) is not None and (
-        str(int(text)) == text and -(2**63) <= int(text) < 2**63
-    )
-
-
-def _versions(column: pa.ChunkedArray, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Versions as string; an empty one is none."""
-    where, tracks = f"version column {name!r}", {"track_id": ids}
-    version = _text(_cast(column, pa.string(), name), where, tracks)
-    # A version and an id are joined by NUL into one key: versions must not hold it.
-    has_nul = pc.fill_null(pc.match_substring(version, "\0"), False)
-    _refuse(has_nul, "versions with a NUL in them", where, tracks)
-    return _without_empty(version)
-
-
-def _seconds(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Durations as float64; an empty one is none, as in a CSV that knows of no track's."""
-    column = _plain(column)
-    return _cast(_without_empty(column) if _is_text(column.type) else column, pa.float64(), name)
-
-
-def _without_empty(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    text = text.cast(pa.string())
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-
-
-def _uris(
-    column: pa.ChunkedArray,
-    name: str,
-    ids: pa.ChunkedArray,
-    folder: Location,
-    roots: Roots | None,
-) -> pa.ChunkedArray:
-    """Absolute URIs, none of which leads where the catalog may not lead."""
-    where = f"audio column {name!r}"
-    column = _plain(column)
-    if not _is_text(column.type):
-        raise CatalogError(f"{where} has type {column.type}; URIs must be strings")
-    given = _text(column, where, {"track_id": ids})
-    missing = pc.or_kleene(pc.is_null(given), pc.equal(given, ""))
-    _refuse(missing, "null or empty URIs", where, {"track_id": ids})
-    has_scheme = pc.match_substring_regex(given, SCHEME_PATTERN)
-    known = pc.match_substring_regex(given, rf"^(?i:({'|'.join(SCHEMES)})://|file:/)")
-    tracks = {"track_id": ids, "": given}
-    schemes = ", ".join(SCHEMES)
-    _refuse(
-        pc.and_not(has_scheme, known), f"URIs whose scheme is not one of {schemes}", where, tracks
-    )
-    secret = pc.match_substring_regex(given, r"^(?i:s3a?)://[^/]*[@:]")
-    secret = pc.and_not(secret, pc.match_substring_regex(given, r"^(?i:s3a?)://arn:"))
-    _refuse(secret, "URIs with credentials in them", where, {"track_id": ids})
-    is_relative = pc.invert(pc.or_(has_scheme, pc.starts_with(given, "/")))
-    below, stays = resolved(given, folder, only=is_relative)
-    uris = pc.if_else(is_relative, below, given)
-    if roots is not None:
-        outside = pc.invert(roots.admitted(uris))
-        problem = "URIs outside catalog.allowed_roots; mend them, or add a root"
-        _refuse(outside, problem, where, tracks)
-        return uris
-    remedy = "give absolute URIs or set catalog.allowed_roots"
-    problem = f"relative URIs that lead out of the catalog's folder; {remedy}"
-    _refuse(pc.and_not(is_relative, stays), problem, where, tracks)
-    if folder.is_s3:
-        is_local = pc.and_not(pc.invert(is_relative), pc.match_substring_regex(given, r"^(?i:s3)"))
-        problem = "local files, in a catalog on S3; set catalog.allowed_roots if they are meant"
-        _refuse(is_local, problem, where, tracks)
-    return uris
-
-
-def _refuse(
-    mask: pa.ChunkedArray, problem: str, where: str, columns: dict[str, pa.ChunkedArray | None]
-) -> None:
-    """Raise where a mask is true, with the number of rows and the first ones' values.
-
-    `problem` says what is wrong and, behind a semicolon, what to do; `columns` are shown by name,
-    None as the row's number.
-    """
-    count = pc.sum(mask).as_py() or 0
-    if not count:
-        return
-    at = pc.indices_nonzero(mask)[:_N_OFFENDERS]
-    found = [(at if c is None else c.take(at)).to_pylist() for c in columns.values()]
-    rows = [" ".join(map(_shown, values)) for values in zip(*found, strict=True)]
-    what, _, remedy = problem.partition("; ")
-    names = "".join(f"{name} " for name in columns if name)
-    raise CatalogError(
-        f"{where}: {count} {what}, the first at {names}{', '.join(rows)}"
-        + (", ..." if count > len(rows) else "")
-        + (f"; {remedy}" if remedy else "")
-    )
-
-
-def _first(values: pa.Array | pa.ChunkedArray | list[Any], *, n: int = _N_OFFENDERS) -> str:
-    first = values[:n]
-    shown = ", ".join(map(_shown, first if isinstance(first, list) else first.to_pylist()))
-    return shown + (", ..." if len(values) > n else "")
-
-
-def _shown(value: object) -> str:
-    """A value for a message: not endless, and without what opens a store."""
-    shown = masked(repr(value))
-    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."

@@ -54,6 +54,18 @@ def tag(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Say what tag would do, how long it would take and what it would cost; touches nothing."""
+    from mer_batch.config import TagConfig, load_config, take_cost
+    from mer_batch.pipelines import planning
+    from mer_batch.summary import print_plan_summary
+
+    cost, rest = take_cost(overrides or [])
+    settings = load_config(TagConfig, config, rest)
+    print_plan_summary(_console(), planning.run(settings, cost_per_cpu_hour=cost))
+
+
+@app.command()
 def replay(config: ConfigPath, overrides: Overrides = None) -> None:
     """Try rejects again, by reason=REASON[,REASON...], and publish the catalog as tag does."""
     from mer_batch.config import TagConfig, load_config, take_reasons

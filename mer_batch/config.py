@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import re
 import urllib.parse
@@ -635,6 +636,31 @@ def take_reasons(overrides: Sequence[str]) -> tuple[frozenset[str], list[str]]:
         raise ConfigError("; ".join(faults))
     reasons = frozenset(schema.REASONS) if _ALL_REASONS in names else frozenset(names)
     return reasons, [text for text in overrides if not text.startswith("reason=")]
+
+
+def take_cost(overrides: Sequence[str]) -> tuple[float | None, list[str]]:
+    """Take ``cost_per_cpu_hour=NUMBER`` out of overrides.
+
+    Raises
+    ------
+    ConfigError
+        Where it is no number above 0.
+    """
+    own = [text for text in overrides if text.startswith("cost_per_cpu_hour=")]
+    rest = [text for text in overrides if text not in own]
+    if not own:
+        return None, rest
+    given = own[-1].partition("=")[2]
+    try:
+        cost = float(given)
+    except ValueError:
+        cost = math.nan
+    if not 0 < cost < math.inf:
+        raise ConfigError(
+            f"cost_per_cpu_hour={shown(given)} must be a number above 0; give the price of one "
+            "CPU for one hour, in any currency"
+        )
+    return cost, rest
 
 
 def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -9,130 +9,33 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer_batch import schema
-from mer_batch.budget import Budget, Night
 from mer_batch.catalog import Catalog
 from mer_batch.disk import exchange, flush, make_folder
 from mer_batch.errors import LeaseError, MerBatchError, StorageError
 from mer_batch.faults import explanation
 from mer_batch.lease import Lease
-from mer_batch.ledger import Ledger, track_keys
-from mer_batch.plan import Plan
-from mer_batch.schema import Identity
+from mer_batch.outcome import Outcome
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
 
 MARKER = "_SUCCESS"
 _PART = re.compile(r"/run_date=[^/]+/part-[^/]+\.parquet$")
+# A part's rows are held until it is written: so many bytes at most, and one part a writer.
 _ROWS_PER_PART = 1_000_000
+_BYTES_PER_PART = 64 << 20
 _ROWS_PER_GROUP = 65_536
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the night ended for every track of the catalog.
-
-    Attributes
-    ----------
-    columns : pa.Table
-        ``schema.ENRICHED_FIELDS``, one row per catalog row, in its order.
-    n_scored : int
-    n_rejected : dict of str to int
-        By reason.
-    """
-
-    columns: pa.Table
-    n_scored: int
-    n_rejected: dict[str, int]
-
-
-def look_up_outcome(plan: Plan, ledger: Ledger, identity: Identity) -> Outcome:
-    """Find every catalog row's score or reject in the ledger.
-
-    Raises
-    ------
-    MerBatchError
-        Where a track has neither: the night is not complete.
-    """
-    names = [f.name for f in schema.ENRICHED_FIELDS if f.name != "tag_status"]
-    scores = ledger.scores(
-        features_id=identity.features_id,
-        model_id=identity.model_id,
-        columns=["track_id", "audio_version", *names],
-    ).sort_by([("scored_at", "descending")])  # without versions, the newest score counts
-    rejects = ledger.rejects(identity.extraction_id)
-    at_score = _find(plan, scores)
-    at_reject = _find(plan, rejects)
-
-    status = pc.if_else(
-        pc.is_valid(at_score), schema.SCORED, rejects["reason"].take(at_reject).combine_chunks()
-    )
-    n_missing = status.null_count
-    if n_missing:
-        keys = plan.keys.filter(pc.is_null(status)).slice(0, 5).to_pylist()
-        ids = [key.partition("\x00")[2] if plan.with_versions else key for key in keys]
-        raise MerBatchError(
-            f"{n_missing} tracks have neither a score nor a reject (first: {ids!r}); "
-            "run again to finish them"
-        )
-    found = scores.take(at_score)
-    arrays = [status if f.name == "tag_status" else found[f.name] for f in schema.ENRICHED_FIELDS]
-    columns = pa.table(arrays, schema=pa.schema(schema.ENRICHED_FIELDS))
-    counts = {row["values"]: row["counts"] for row in pc.value_counts(status).to_pylist()}
-    return Outcome(columns, counts.pop(schema.SCORED, 0), dict(sorted(counts.items())))
-
-
-def _find(plan: Plan, rows: pa.Table) -> pa.Array:
-    """For every catalog row the index of its row in `rows`, or null."""
-    versions = rows["audio_version"] if plan.with_versions else None
-    keys = track_keys(rows["track_id"], versions)
-    return pc.index_in(plan.keys, keys.combine_chunks()).combine_chunks()
-
-
-def open_budget(
-    plan: Plan,
-    ledger: Ledger,
-    identity: Identity,
-    *,
-    latest: dict[str, Any] | None,
-    max_reject_rate: float,
-) -> Budget:
-    """Count what is to be tried, and what runs since the last published night have tried.
-
-    Parameters
-    ----------
-    latest : dict or None
-        Content of the latest marker.
-    """
-    since = Night.of(latest) if latest else None
-    last_run_id = since.run_id if since else ""
-    scores = ledger.scores(
-        features_id=identity.features_id,
-        model_id=identity.model_id,
-        columns=["track_id", "audio_version", "run_id"],
-    )
-    scores = scores.filter(pc.greater(scores["run_id"], last_run_id))
-    n_scored = pc.sum(pc.is_valid(_find(plan, scores))).as_py() or 0
-    rejects = ledger.rejects(identity.extraction_id)
-    # A reject that the last night had already is nothing new.
-    rejects = rejects.filter(pc.greater(rejects["first_run_id"], last_run_id))
-    at = _find(plan, rejects).filter(plan.is_rejected.combine_chunks())
-    counts = pc.value_counts(rejects["reason"].take(at.drop_null())).to_pylist()
-    before = {row["values"]: row["counts"] for row in counts}
-    n_tried = n_scored + sum(before.values())
-    first_run_id = plan.pending["first_run_id"]
-    n_known = pc.sum(pc.less_equal(first_run_id, last_run_id)).as_py() or 0
-    n_tracks = n_tried + len(plan.pending) - n_known
-    return Budget(n_tracks, max_reject_rate, n_tried, before, since)
+_WRITERS = 2
 
 
 def last_published(storage: Storage, output: Location) -> dict[str, Any] | None:
@@ -240,6 +143,7 @@ def publish(night: Publication) -> None:
         Where the catalog has changed meanwhile, or cannot be written.
     """
     reach("publish_to_begin")
+    pa.default_memory_pool().release_unused()  # what looking the outcome up has left behind
     try:
         (_publish_objects if night.folder.is_s3 else _publish_on_disk)(night)
     except OSError as error:
@@ -449,36 +353,57 @@ def _write_parts(night: Publication, folder: Location, parts: list[dict[str, Any
     added = [field.with_name(night.prefix + field.name) for field in schema.ENRICHED_FIELDS]
     catalog, outcome = night.catalog, night.outcome
     columns = pa.schema([*catalog.schema, *added], metadata=catalog.schema.metadata)
-    filesystem = night.storage.filesystem(folder)
     if not folder.is_s3:
         make_folder(Path(folder.path))
-    writer: pq.ParquetWriter | None = None
-    try:
-        for batch in _joined(catalog, outcome, columns):
-            if writer is None or parts[-1]["n_rows"] >= _ROWS_PER_PART:
-                night.lease.check()
-                if writer is not None:
-                    writer.close()
-                    reach("night_part_written")
-                name = f"part-{len(parts):05d}-{night.run_id}.parquet"
-                parts.append({"name": name, "n_rows": 0})
-                path = folder.child(name).fs_path
-                writer = pq.ParquetWriter(path, columns, filesystem=filesystem, compression="zstd")
-            writer.write_batch(batch, row_group_size=_ROWS_PER_GROUP)
-            parts[-1]["n_rows"] += batch.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
-    reach("night_part_written")
-    if not folder.is_s3:
-        for part in parts:
-            flush(Path(folder.path, part["name"]))
+    in_hand: deque[Future[None]] = deque()
+    # Arrow writes a file in one thread: two of them keep two cores busy.
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="publish") as writers:
+        for batches in _divided(_joined(catalog, outcome, columns)):
+            if len(in_hand) == _WRITERS:
+                in_hand.popleft().result()
+                reach("night_part_written")
+            night.lease.check()
+            name = f"part-{len(parts):05d}-{night.run_id}.parquet"
+            parts.append({"name": name, "n_rows": sum(batch.num_rows for batch in batches)})
+            in_hand.append(writers.submit(_write_part, night, folder.child(name), columns, batches))
+        for written in in_hand:
+            written.result()
+            reach("night_part_written")
     n_rows = sum(part["n_rows"] for part in parts)
-    if n_rows != len(outcome.columns):
+    if n_rows != len(outcome):
         raise MerBatchError(
-            f"the catalog had {len(outcome.columns)} rows when the run began and {n_rows} now; "
+            f"the catalog had {len(outcome)} rows when the run began and {n_rows} now; "
             "it changed meanwhile: run again"
         )
+
+
+def _write_part(
+    night: Publication, part: Location, columns: pa.Schema, batches: list[pa.RecordBatch]
+) -> None:
+    filesystem = night.storage.filesystem(part)
+    with pq.ParquetWriter(
+        part.fs_path, columns, filesystem=filesystem, compression="zstd"
+    ) as writer:
+        for batch in batches:
+            writer.write_batch(batch, row_group_size=_ROWS_PER_GROUP)
+    batches.clear()  # whoever waits for this part's end needs no rows of it
+    if not part.is_s3:
+        flush(Path(part.path))
+
+
+def _divided(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """The batches of one part after another."""
+    held: list[pa.RecordBatch] = []
+    n_rows = n_bytes = 0
+    for batch in batches:
+        held.append(batch)
+        n_rows += batch.num_rows
+        n_bytes += batch.nbytes
+        if n_rows >= _ROWS_PER_PART or n_bytes >= _BYTES_PER_PART:
+            yield held
+            held, n_rows, n_bytes = [], 0, 0
+    if held:
+        yield held
 
 
 def _joined(catalog: Catalog, outcome: Outcome, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -487,7 +412,6 @@ def _joined(catalog: Catalog, outcome: Outcome, columns: pa.Schema) -> Iterator[
     for batch in catalog.batches():
         if batch.num_rows == 0:
             continue
-        ours = outcome.columns.slice(begin, batch.num_rows).combine_chunks()
+        arrays = [*batch.columns, *outcome.rows(begin, batch.num_rows)]
         begin += batch.num_rows
-        arrays = [*batch.columns, *(c.combine_chunks() for c in ours.columns)]
         yield pa.RecordBatch.from_arrays(arrays, schema=columns)

@@ -11,8 +11,9 @@ segments are there; of two extractions of the same audio the newer one counts.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -229,6 +230,39 @@ def open_part(storage: Storage, part: Location) -> pq.ParquetFile:
     )
 
 
+def rows_by_part(
+    storage: Storage, parts: Iterable[Location], columns: Sequence[str]
+) -> Iterator[tuple[Location, pa.Table | str]]:
+    """Light columns of parts, with `features_id` and `row`, part by part in their order.
+
+    Yields
+    ------
+    part : Location
+    rows : pa.Table or str
+        Of any feature set; or why the part cannot be read.
+    """
+    names = [*dict.fromkeys([*columns, "features_id"])]
+
+    def read(part: Location) -> pa.Table | str:
+        try:
+            with open_part(storage, part) as file:
+                rows = file.read(columns=names, use_threads=False).select(names)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            return f"{part.uri}: {error}"
+        numbers = pa.array(np.arange(len(rows)))
+        return rows.append_column("row", numbers).replace_schema_metadata()
+
+    in_hand: deque[tuple[Location, Future[pa.Table | str]]] = deque()
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="index") as readers:
+        for part in parts:
+            in_hand.append((part, readers.submit(read, part)))
+            if len(in_hand) >= 2 * _READERS:
+                first, found = in_hand.popleft()
+                yield first, found.result()
+        for first, found in in_hand:
+            yield first, found.result()
+
+
 def read_rows(
     storage: Storage, parts: Iterable[Location], columns: Sequence[str]
 ) -> tuple[pa.Table, list[str]]:
@@ -241,24 +275,16 @@ def read_rows(
     problems : list of str
         One for each part that could not be read.
     """
-    names = [*dict.fromkeys([*columns, "features_id"])]
-
-    def read(part: Location) -> pa.Table | str:
-        try:
-            with open_part(storage, part) as file:
-                rows = file.read(columns=names, use_threads=False).select(names)
-        except (OSError, pa.ArrowException, KeyError) as error:
-            return f"{part.uri}: {error}"
-        uris = pa.repeat(part.uri, len(rows))
-        numbers = pa.array(np.arange(len(rows)))
-        return rows.append_column("part", uris).append_column("row", numbers)
-
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="index") as readers:
-        found = list(readers.map(read, parts))
-    tables = [rows.replace_schema_metadata() for rows in found if isinstance(rows, pa.Table)]
-    problems = [problem for problem in found if isinstance(problem, str)]
+    tables: list[pa.Table] = []
+    problems: list[str] = []
+    for part, rows in rows_by_part(storage, parts, columns):
+        if isinstance(rows, str):
+            problems.append(rows)
+            continue
+        at = rows.schema.get_field_index("row")
+        tables.append(rows.add_column(at, "part", pa.repeat(part.uri, len(rows))))
     if not tables:
-        return _empty(names), problems
+        return _empty([*dict.fromkeys([*columns, "features_id"])]), problems
     return pa.concat_tables(tables, promote_options="permissive"), problems
 
 

@@ -12,7 +12,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from mer_batch.errors import CatalogError, LeaseError, StorageError
 from mer_batch.schema import content_id
 from mer_batch.steps import reach
 from mer_batch.storage import Location, Storage
+from mer_batch.track_index import digest_of
 
 _LEASE_APP = "mer_batch_lease"
 _COMMIT_APP = "mer_batch_commit"
@@ -48,6 +49,8 @@ _MERGED_PART = re.compile(r"/merged-\d+-([0-9a-f]{24})\.parquet$")
 _RETENTION = "delta.deletedFileRetentionDuration"
 # Of a table that says nothing: Delta's own.
 _RETENTION_DAYS = 7
+_STREAM_ROWS = 1 << 18
+_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 4}
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ class Ledger:
     output : Location
     id_type : pa.DataType
         Type of the catalog's ids, string or int64.
-    product : {"scores", "features"}
+    product : {"scores", "features"}, optional
         The table that parts are added to. It and the rejects are made where they are not there;
-        the other one is read if it is.
+        the other one is read if it is. None: to read only, nothing is made.
 
     Raises
     ------
@@ -92,7 +95,7 @@ class Ledger:
         output: Location,
         id_type: pa.DataType,
         *,
-        product: Literal["scores", "features"] = "scores",
+        product: Literal["scores", "features"] | None = "scores",
     ) -> None:
         self._storage = storage
         self._output = output
@@ -114,7 +117,7 @@ class Ledger:
     def _open(self, name: str) -> DeltaTable | None:
         location = self._output.child(name)
         table = open_table(self._storage, location)
-        if table is None and name in (self._product, "rejects"):
+        if table is None and self._product and name in (self._product, "rejects"):
             self._make(name, location)
             if not location.is_s3:
                 flush_commit(location, 0)
@@ -154,60 +157,69 @@ class Ledger:
 
     # ------------------------------------------------------------------ reading
 
-    def scores(self, *, features_id: str, model_id: str, columns: Sequence[str]) -> pa.Table:
-        """Rows scored by one model on one feature set, any audio version."""
-        return self._read(
-            "scores",
-            columns,
-            (pads.field("features_id") == features_id) & (pads.field("model_id") == model_id),
-        )
+    def scores(
+        self, *, features_id: str, model_id: str, columns: Sequence[str], after_run: str = ""
+    ) -> Iterator[pa.Table]:
+        """Rows scored by one model on one feature set, any audio version, some at a time.
+
+        Parameters
+        ----------
+        after_run : str
+            Only of runs whose ids come after this one.
+        """
+        wanted = (pads.field("features_id") == features_id) & (pads.field("model_id") == model_id)
+        if after_run:
+            wanted &= pads.field("run_id") > after_run
+        return self._stream("scores", columns, wanted)
 
     def rejects(self, extraction_id: str | None = None) -> pa.Table:
         """Rejects, the latest first: those of one extraction, or by default of all."""
         rows = None if extraction_id is None else pads.field("extraction_id") == extraction_id
-        found = self._read("rejects", schema.SCHEMAS["rejects"](self._id_type).names, rows)
+        names = schema.SCHEMAS["rejects"](self._id_type).names
+        empty = schema.SCHEMAS["rejects"](self._id_type).empty_table()
+        found = pa.concat_tables([empty, *self._stream("rejects", names, rows)])
         return found.sort_by([("last_seen", "descending")])
 
     def features(
         self, *, features_id: str, columns: Sequence[str] = feature_table.INDEX_COLUMNS
-    ) -> tuple[pa.Table, list[str]]:
-        """Segments of one feature set, any audio version; see ``feature_table.read_rows``.
+    ) -> Iterator[tuple[Location, pa.Table | str]]:
+        """Segments of one feature set, any audio version, part by part.
 
-        Returns
-        -------
-        rows : pa.Table
-            `columns`, and `part` and `row`, where each lies.
-        problems : list of str
-            One for each part that cannot be read.
+        Yields
+        ------
+        part : Location
+        rows : pa.Table or str
+            `columns` and `row`, where each lies in the part; or why it cannot be read.
         """
-        parts = []
         if "features" in self._tables:
             self._refresh("features")
-            parts = self._parts("features")
-        rows, problems = feature_table.read_rows(self._storage, parts, columns)
-        rows = rows.filter(pads.field("features_id") == features_id)
-        at = rows.schema.get_field_index("track_id")
-        if at >= 0 and rows.num_rows == 0:
-            rows = rows.set_column(at, "track_id", pa.array([], self._id_type))
-        return rows.select([*columns, "part", "row"]), problems
+        for part, rows in feature_table.rows_by_part(
+            self._storage, self._parts("features"), columns
+        ):
+            if not isinstance(rows, str):
+                rows = rows.filter(pads.field("features_id") == features_id)
+                rows = rows.select([*columns, "row"])
+            if isinstance(rows, str) or rows.num_rows:
+                yield part, rows
 
     def feature_parts(self, features_id: str) -> list[Location]:
         """The parts that hold segments of one feature set."""
-        rows, _ = self.features(features_id=features_id, columns=["features_id"])
-        named = set(rows["part"].to_pylist())
-        return [part for part in self._parts("features") if part.uri in named]
+        found = self.features(features_id=features_id, columns=["features_id"])
+        return [part for part, rows in found if not isinstance(rows, str)]
 
-    def _read(self, name: str, columns: Sequence[str], rows: pads.Expression | None) -> pa.Table:
-        columns_schema = schema.SCHEMAS[name](self._id_type)
+    def _stream(
+        self, name: str, columns: Sequence[str], rows: pads.Expression | None
+    ) -> Iterator[pa.Table]:
+        """Rows of a table, as it is when the first are asked for."""
         if name not in self._tables:
-            return columns_schema.empty_table().select(list(columns))
+            return
         self._refresh(name)
         parts = self._parts(name)
-        if not parts:
-            return columns_schema.empty_table().select(list(columns))
-        return _read_parts(
-            self._storage, self._output.child(name), parts, columns, columns_schema, rows
-        )
+        if parts:
+            columns_schema = schema.SCHEMAS[name](self._id_type)
+            yield from _read_parts(
+                self._storage, self._output.child(name), parts, columns, columns_schema, rows
+            )
 
     def _refresh(self, name: str) -> None:
         refresh(self._storage, self._output.child(name), self._tables[name])
@@ -227,12 +239,15 @@ class Ledger:
         Rejects of other extractions, as ``extract`` has them, are not in it. Small parts that are
         merged change nothing.
         """
-        self._refresh("scores")
-        scores = parts_id(self._part_paths("scores"))
-        names = ["track_id", "audio_version", "reason", "last_run_id"]
-        order = [(name, "ascending") for name in ("track_id", "last_run_id")]
-        rejects = self.rejects(extraction_id).select(names).sort_by(order)
-        return content_id([scores, list(rejects.to_pydict().values())])
+        scores = []
+        if "scores" in self._tables:
+            self._refresh("scores")
+            scores = [parts_id(self._part_paths("scores"))]
+        names = ["track_id", "last_run_id", "audio_version", "reason"]
+        rejects = self.rejects(extraction_id).select(names)
+        rejects = rejects.sort_by([(name, "ascending") for name in names])
+        columns = (pc.fill_null(rejects[name], "") for name in names[1:])
+        return content_id([scores, digest_of([rejects["track_id"], *columns])])
 
     # ------------------------------------------------------------------ writing
 
@@ -291,8 +306,10 @@ class Ledger:
         StorageError
             Where the commit failed and is known not to have happened.
         """
+        name = table or self._product
+        assert name is not None, "a ledger that only reads commits nothing"
         actions = [_addition(part, is_new=True) for part in parts]
-        self._add(table or self._product, actions, [Transaction(run_id, sequence)])
+        self._add(name, actions, [Transaction(run_id, sequence)])
 
     def replace_parts(self, name: str, replaced: Sequence[Part], merged: Part) -> None:
         """Let one part take the place of several with the same rows, in one transaction.
@@ -579,7 +596,8 @@ def reject_reasons(storage: Storage, output: Location) -> dict[str, int]:
     if not paths:
         return {}
     parts = [location.child(path) for path in paths]
-    rows = _read_parts(storage, location, parts, ["track_id", "reason"])
+    found_rows = _read_parts(storage, location, parts, ["track_id", "reason"])
+    rows = pa.concat_tables(found_rows)
     counts = rows.group_by("reason").aggregate([("track_id", "count_distinct")])
     found = zip(*counts.to_pydict().values(), strict=True)
     return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
@@ -592,8 +610,8 @@ def _read_parts(
     columns: Sequence[str],
     columns_schema: pa.Schema | None = None,
     rows: pads.Expression | None = None,
-) -> pa.Table:
-    """Columns of a table's parts."""
+) -> Iterator[pa.Table]:
+    """Columns of a table's parts, some hundred thousand rows at a time."""
     try:
         # Not DeltaTable.to_pyarrow_table(): it may abort the interpreter at exit.
         dataset = pads.dataset(
@@ -602,20 +620,19 @@ def _read_parts(
             format="parquet",
             schema=columns_schema,
         )
-        return dataset.to_table(columns=list(columns), filter=rows)
+        batches = dataset.to_batches(columns=list(columns), filter=rows, **_READ_AHEAD)
+        held: list[pa.RecordBatch] = []
+        n_held = 0
+        for batch in batches:
+            held.append(batch)
+            n_held += batch.num_rows
+            # Most parts are small: what is done with them costs by the piece.
+            if n_held >= _STREAM_ROWS:
+                yield pa.Table.from_batches(held)
+                held, n_held = [], 0
+        if held:
+            yield pa.Table.from_batches(held)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
             f"cannot read the table {table.uri!r}: {storage.explain(error)}"
         ) from error
-
-
-def track_keys(
-    ids: pa.ChunkedArray, versions: pa.ChunkedArray | pa.Array | None
-) -> pa.ChunkedArray:
-    """One string per row that names a track, or a track at a version of its audio."""
-    # Large strings: the keys of some ten million tracks are more than 32-bit offsets can address.
-    text = ids.cast(pa.large_string())
-    if versions is None:
-        return text
-    separator = pa.scalar("\x00", pa.large_string())
-    return pc.binary_join_element_wise(versions.cast(pa.large_string()), text, separator)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
 from mer_batch.schema import DOUBTFUL_REASONS, REASONS, TARGETS
 
 if TYPE_CHECKING:
-    from mer_batch.enrich import Outcome
     from mer_batch.labels import LabelsReport, LabelSummary
+    from mer_batch.outcome import Outcome
     from mer_batch.pipelines.compaction import CompactSummary
     from mer_batch.pipelines.evaluation import EvaluationSummary
     from mer_batch.pipelines.extraction import ExtractSummary
+    from mer_batch.pipelines.planning import PlanSummary
     from mer_batch.pipelines.tagging import TagSummary
     from mer_batch.pipelines.training import TrainSummary
 
@@ -47,9 +47,8 @@ def print_tag_summary(console: Console, summary: TagSummary) -> None:
         *_reject_rows(outcome.n_rejected),
     ]
     for target in TARGETS:
-        mean, std = (f(outcome.columns[target]).as_py() for f in (pc.mean, pc.stddev))
-        if mean is not None:
-            rows.append((target, f"mean {mean:+.2f}, standard deviation {std:.2f}"))
+        if found := outcome.spread(target):
+            rows.append((target, "mean {:+.2f}, standard deviation {:.2f}".format(*found)))
     was = "" if summary.was_published else "  (unchanged, published before)"
     rows += [("enriched", f"{summary.night_uri}{was}"), ("run", summary.run_id)]
     if outcome.n_rejected:
@@ -61,6 +60,51 @@ def _hint(outcome: Outcome) -> str:
     """How to try again what may do better without a change of the audio or the limits."""
     reasons = ",".join(reason for reason in outcome.n_rejected if reason in DOUBTFUL_REASONS)
     return f"; to try again: mer-batch replay CONFIG reason={reasons}" if reasons else ""
+
+
+def print_plan_summary(console: Console, summary: PlanSummary) -> None:
+    """Print what is to be done, how long it may take and by what that is reckoned."""
+    found = summary.estimate
+    n_to_decode = summary.n_pending - summary.n_from_features
+    for note in summary.notes:
+        console.print(note)
+    rates = []
+    if n_to_decode:
+        rates.append(("decoding", found.decoding))
+    if summary.n_from_features:
+        rates.append(("scoring from features", found.rescoring))
+    money = ""
+    if summary.cost_per_cpu_hour is not None:
+        money = f", {found.cpu_hours * summary.cost_per_cpu_hour:,.2f} in money"
+        money += f" at {summary.cost_per_cpu_hour:g} an hour"
+    is_there = "is there already" if summary.is_published else "would be published"
+    cpus = f"{found.n_cpus:,} CPU" + ("s" if found.n_cpus != 1 else "")
+    rows = [
+        ("catalog", f"{summary.n_tracks:,} tracks"),
+        ("scored", f"{summary.n_done:,} already"),
+        ("rejected", f"{summary.n_rejected:,} already, these hold"),
+        ("to do", f"{summary.n_pending:,}"),
+        ("  new", f"{summary.n_new:,} to this model"),
+        ("  changed", f"{summary.n_changed:,}"),
+        ("  retried", f"{summary.n_retried:,}"),
+        ("by", f"decoding {n_to_decode:,}, from features {summary.n_from_features:,}"),
+        ("removed", f"{summary.n_removed:,} known tracks are no longer in the catalog"),
+        ("time", f"about {_duration(found.seconds)} on {cpus}"),
+        *(
+            ("", f"{doing} {rate.tracks_per_second:,.0f} tracks/s a CPU ({rate.source})")
+            for doing, rate in rates
+        ),
+        ("cost", f"{found.cpu_hours:,.2f} CPU hours{money}"),
+        ("night", f"{summary.night_uri} {is_there}"),
+    ]
+    _print_rows(console, rows)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:,.1f} h"
 
 
 def print_extract_summary(console: Console, summary: ExtractSummary) -> None:

@@ -138,7 +138,7 @@ def test_every_type_of_several_parts_comes_back(place: Place, wide: pa.Table) ->
     catalog = open_catalog(folder.uri, storage)
     assert_same_columns(catalog.schema, wide.schema)
     assert str(all_rows(catalog).to_pylist()) == str(wide.to_pylist())
-    assert catalog.keys["track_id"].to_pylist() == ["t0", "t1", "t2"]
+    assert catalog.tracks.table()["track_id"].to_pylist() == ["t0", "t1", "t2"]
 
 
 def test_a_part_whose_column_lost_its_type_takes_the_others(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_many_batches_keep_the_order(tmp_path: Path) -> None:
     catalog = open_catalog(tmp_path / "c.parquet")
     rows = all_rows(catalog)
     assert rows["number"].to_pylist() == list(range(n))
-    assert rows["track_id"].to_pylist() == catalog.keys["track_id"].to_pylist()
+    assert rows["track_id"].to_pylist() == catalog.tracks.table()["track_id"].to_pylist()
 
 
 # ------------------------------------------------------------------ CSV
@@ -266,8 +266,8 @@ def test_csv_ids_and_versions_are_never_floats(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text("track_id,audio_uri,version\n1.1,a,2.50\n1.10,b,\n1e2,c,2.5\n")
     catalog = open_catalog(path, version_column="version")
-    assert catalog.keys["track_id"].to_pylist() == ["1.1", "1.10", "1e2"]
-    assert catalog.keys["stated_version"].to_pylist() == ["2.50", None, "2.5"]
+    assert catalog.tracks.table()["track_id"].to_pylist() == ["1.1", "1.10", "1e2"]
+    assert catalog.tracks.table()["stated_version"].to_pylist() == ["2.50", None, "2.5"]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_csv_ids_are_of_the_type_that_the_output_holds(
     rows = "".join(f"{i},a,{n}\n" for n, i in enumerate(ids))
     (tmp_path / "c.csv").write_text("track_id,audio_uri,n\n" + rows)
     catalog = open_catalog(tmp_path / "c.csv", held_type=held)
-    assert catalog.keys["track_id"].to_pylist() == expected
+    assert catalog.tracks.table()["track_id"].to_pylist() == expected
     assert all_rows(catalog)["track_id"].to_pylist() == expected
     assert all_rows(catalog)["n"].to_pylist() == list(range(len(ids)))
 
@@ -410,7 +410,7 @@ def test_a_folder_of_audio_is_a_catalog(place: Place) -> None:
     for name in [*names, "cover.jpg", "notes"]:
         storage.write(folder.child(name), name.encode())
     catalog = open_catalog(folder.uri, storage)
-    keys = catalog.keys.to_pydict()
+    keys = catalog.tracks.table().to_pydict()
     assert sorted(keys["track_id"]) == sorted(names)
     for track_id, uri in zip(keys["track_id"], keys["audio_uri"], strict=True):
         assert storage.read_audio(uri, max_bytes=100).content == track_id.encode()
@@ -425,8 +425,8 @@ def test_one_file_of_audio_is_a_catalog_where_that_is_said(place: Place) -> None
         storage.write(folder.child(name), name.encode())
     catalog = open_catalog(folder.child("b.mp3").uri, storage, format="audio")
     assert catalog.notes == []
-    assert catalog.keys["track_id"].to_pylist() == ["b.mp3"]
-    (uri,) = catalog.keys["audio_uri"].to_pylist()
+    assert catalog.tracks.table()["track_id"].to_pylist() == ["b.mp3"]
+    (uri,) = catalog.tracks.table()["audio_uri"].to_pylist()
     assert storage.read_audio(uri, max_bytes=9).content == b"b.mp3"
 
 
@@ -437,20 +437,22 @@ def test_names_that_are_no_utf8_can_be_read_back(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write(b"latin")
     catalog = open_catalog(folder)
-    ((track_id,), (uri,)) = (catalog.keys[name].to_pylist() for name in ("track_id", "audio_uri"))
+    ((track_id,), (uri,)) = (
+        catalog.tracks.table()[name].to_pylist() for name in ("track_id", "audio_uri")
+    )
     assert track_id == "caf%E9 100%25.mp3"
     assert Storage(StorageConfig()).read_audio(uri, max_bytes=9).content == b"latin"
 
 
 def test_columns_named_for_another_catalog_do_not_disturb_a_folder_of_audio(music: Path) -> None:
-    assert open_catalog(music, id_column="id", audio_column="uri").keys.num_rows == 8
+    assert open_catalog(music, id_column="id", audio_column="uri").tracks.table().num_rows == 8
 
 
 def test_a_mixed_folder_is_audio_unless_columns_are_named(music: Path) -> None:
     pq.write_table(tracks(2), music / "catalog.parquet")
-    assert open_catalog(music).keys.num_rows == 8
-    assert open_catalog(music, id_column="track_id").keys.num_rows == 2
-    assert open_catalog(music, format="parquet").keys.num_rows == 2
+    assert open_catalog(music).tracks.table().num_rows == 8
+    assert open_catalog(music, id_column="track_id").tracks.table().num_rows == 2
+    assert open_catalog(music, format="parquet").tracks.table().num_rows == 2
 
 
 def test_names_that_are_no_text_have_ids_that_no_other_name_has(tmp_path: Path) -> None:
@@ -458,7 +460,7 @@ def test_names_that_are_no_text_have_ids_that_no_other_name_has(tmp_path: Path) 
              "é.mp3".encode(), b"%C3%A9.mp3", b"100%.mp3", b"%ff.mp3", b"50%25.mp3"]  # fmt: skip
     for name in names:
         Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(name)
-    keys = open_catalog(tmp_path).keys
+    keys = open_catalog(tmp_path).tracks.table()
     found = {
         Path(parse_uri(uri).path).read_bytes(): track_id
         for track_id, uri in zip(
@@ -483,12 +485,12 @@ def test_names_that_are_no_text_have_ids_that_no_other_name_has(tmp_path: Path) 
 def test_keys_of_a_store_are_their_own_ids(s3: Any) -> None:
     storage, folder = Storage(StorageConfig(endpoint_url=s3.endpoint)), Location(s3.bucket, "lib")
     storage.write(folder.child("%FF.mp3"), b"x")
-    assert open_catalog(folder.uri, storage).keys["track_id"].to_pylist() == ["%FF.mp3"]
+    assert open_catalog(folder.uri, storage).tracks.table()["track_id"].to_pylist() == ["%FF.mp3"]
 
 
 def test_an_output_inside_the_folder_of_audio_is_no_catalog(music: Path) -> None:
     write_deltalake(music / "out" / "scores", tracks(3))
-    assert open_catalog(music).keys.num_rows == 8
+    assert open_catalog(music).tracks.table().num_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -524,14 +526,14 @@ def test_a_delta_table_is_read_at_its_latest_version(place: Place) -> None:
     wider = tracks(6, year=pa.array(range(6), pa.int32())).slice(4)
     write_deltalake(folder.uri, wider, mode="append", schema_mode="merge", storage_options=options)
     before = open_catalog(folder.uri, storage)
-    assert before.keys.num_rows == 6
+    assert before.tracks.table().num_rows == 6
     years = dict(all_rows(before).select(["track_id", "year"]).to_pandas().values.tolist())
     assert (years["t4"], years["t5"]) == (4, 5)
     write_deltalake(
         folder.uri, tracks(2), mode="overwrite", schema_mode="overwrite", storage_options=options
     )
     after = open_catalog(folder.uri, storage)
-    assert after.keys["track_id"].to_pylist() == ["t0", "t1"]
+    assert after.tracks.table()["track_id"].to_pylist() == ["t0", "t1"]
     assert after.fingerprint != before.fingerprint
 
 
@@ -605,7 +607,7 @@ def test_a_delta_table_publishes_no_files_from_outside_its_folder(place: Place, 
         open_catalog(table.uri, storage, allowed_roots=[f"{folder.uri}/elsewhere"])
     if path.startswith("{"):  # as a shallow clone names them
         clone = open_catalog(table.uri, storage, allowed_roots=[folder.uri])
-        assert clone.keys.num_rows == 3
+        assert clone.tracks.table().num_rows == 3
 
 
 def test_a_delta_table_names_files_of_its_own_kind_of_storage_only(tmp_path: Path, s3: Any) -> None:
@@ -635,7 +637,7 @@ def test_text_ids_of_any_kind_are_strings(tmp_path: Path, kind: pa.DataType) -> 
     pq.write_table(table, tmp_path / "c.parquet")
     catalog = open_catalog(tmp_path / "c.parquet")
     assert catalog.id_type == pa.string()
-    assert catalog.keys["track_id"].to_pylist() == ["x", "y"]
+    assert catalog.tracks.table()["track_id"].to_pylist() == ["x", "y"]
     assert all_rows(catalog)["track_id"].to_pylist() == ["x", "y"]
 
 
@@ -669,7 +671,7 @@ def test_ids_are_taken_exactly_when_all_are_there_and_differ(
     elif repeated:
         assert f"{len(repeated)} ids stand in more than one row" in refusal(tmp_path / "c.parquet")
     else:
-        assert open_catalog(tmp_path / "c.parquet").keys["track_id"].to_pylist() == ids
+        assert open_catalog(tmp_path / "c.parquet").tracks.table()["track_id"].to_pylist() == ids
 
 
 @pytest.mark.parametrize(
@@ -740,6 +742,25 @@ def test_other_unfit_catalogs(tmp_path: Path) -> None:
         open_catalog("gs://bucket/catalog.parquet")
 
 
+def test_faults_are_counted_over_all_batches_and_the_first_kind_is_told(tmp_path: Path) -> None:
+    ids: list[str | None] = [f"t{n}" for n in range(200_000)]
+    uris = [f"{n}.mp3" for n in range(len(ids))]
+    uris[3] = uris[150_000] = "gs://bucket/a.mp3"
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": uris}), path)
+    words = r"2 URIs whose scheme .* at track_id 't3' 'gs://bucket/a.mp3', 't150000' 'gs:"
+    with pytest.raises(CatalogError, match=words):
+        open_catalog(path)
+    ids[199_999] = ids[5]
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": uris}), path)
+    with pytest.raises(CatalogError, match=r"1 ids stand in more than one row: 't5'; ids must"):
+        open_catalog(path)
+    ids[70_000] = ids[199_998] = None
+    pq.write_table(pa.table({"track_id": ids, "audio_uri": uris}), path)
+    with pytest.raises(CatalogError, match=r"2 null or empty ids, the first at row 70000, 199998$"):
+        open_catalog(path)
+
+
 def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     buffers = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
     bad = pa.Array.from_buffers(pa.string(), 1, buffers)
@@ -761,21 +782,23 @@ def test_versions_and_durations_of_any_type(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "c.parquet")
     keys = open_catalog(
         tmp_path / "c.parquet", duration_column="seconds", version_column="etag"
-    ).keys
+    ).tracks.table()
     assert keys["expected_seconds"].to_pylist() == [1.5, None, 2.0]
     assert keys["stated_version"].to_pylist() == ["x", None, None]
-    dated = open_catalog(tmp_path / "c.parquet", version_column="updated").keys["stated_version"]
+    dated = open_catalog(tmp_path / "c.parquet", version_column="updated").tracks.table()[
+        "stated_version"
+    ]
     assert dated.to_pylist()[1] is None
     assert dated[0].as_py() == dated[2].as_py() == "2026-11-22 03:04:05.678901"
 
 
 def test_empty_durations_are_none(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("track_id,audio_uri,seconds\n1,a,\n2,b,\n")
-    keys = open_catalog(tmp_path / "c.csv", duration_column="seconds").keys
+    keys = open_catalog(tmp_path / "c.csv", duration_column="seconds").tracks.table()
     assert keys["expected_seconds"].to_pylist() == [None, None]
     lengths = pa.array(["", "1.5", None]).dictionary_encode()
     pq.write_table(tracks(3, seconds=lengths), tmp_path / "c.parquet")
-    keys = open_catalog(tmp_path / "c.parquet", duration_column="seconds").keys
+    keys = open_catalog(tmp_path / "c.parquet", duration_column="seconds").tracks.table()
     assert keys["expected_seconds"].to_pylist() == [None, 1.5, None]
 
 
@@ -797,7 +820,7 @@ def test_relative_uris_are_below_the_catalogs_own_folder(place: Place, layout: s
         "folder with a slash": folder.uri + "/",
     }
     catalog = open_catalog(uris[layout], storage, format="parquet")
-    for name, uri in zip(names, catalog.keys["audio_uri"].to_pylist(), strict=True):
+    for name, uri in zip(names, catalog.tracks.table()["audio_uri"].to_pylist(), strict=True):
         assert parse_uri(uri) == folder.child(name)
         assert storage.read_audio(uri, max_bytes=99).content == name.encode()
     # The column itself is delivered untouched.
@@ -812,16 +835,16 @@ def test_a_catalog_at_the_top_of_a_bucket(s3: Any, suffix: str) -> None:
         put_table(storage, bucket.child(f"{number}.parquet"), table)
         storage.write(bucket.child(f"{number}.mp3"), b"x")
     catalog = open_catalog(f"s3://{s3.bucket}{suffix}", storage, id_column="track_id")
-    assert "" not in storage.audio_versions(catalog.keys["audio_uri"].to_pylist())
+    assert "" not in storage.audio_versions(catalog.tracks.table()["audio_uri"].to_pylist())
     single = open_catalog(f"s3://{s3.bucket}/0.parquet", storage)
-    assert single.keys["audio_uri"].to_pylist() == [f"s3://{s3.bucket}/0.mp3"]
+    assert single.tracks.table()["audio_uri"].to_pylist() == [f"s3://{s3.bucket}/0.mp3"]
 
 
 def test_absolute_uris_stay_as_they_are(tmp_path: Path) -> None:
     uris = ["/a", "file:///b%20c", "FILE:/d", "s3://b/k", "S3A://b/k", "c:d.mp3", "a//b.mp3"]
     table = pa.table({"track_id": range(len(uris)), "audio_uri": uris})
     pq.write_table(table, tmp_path / "c.parquet")
-    read = open_catalog(tmp_path / "c.parquet").keys["audio_uri"].to_pylist()
+    read = open_catalog(tmp_path / "c.parquet").tracks.table()["audio_uri"].to_pylist()
     assert read[:5] == uris[:5]
     assert read[5:] == [f"{tmp_path}/c:d.mp3", f"{tmp_path}/a//b.mp3"]
 
@@ -840,7 +863,7 @@ def test_relative_uris_that_climb_are_refused(place: Place) -> None:
     )
     allowed = open_catalog(
         folder.child("deep", "c.parquet").uri, storage, allowed_roots=[folder.uri]
-    ).keys["audio_uri"]
+    ).tracks.table()["audio_uri"]
     deep = folder.child("deep").uri
     assert allowed.to_pylist()[:4] == [
         f"{deep}/a.mp3", f"{folder.uri}/a.mp3", f"{deep}/a.mp3", f"{folder.uri}/a.mp3",
@@ -866,7 +889,7 @@ def test_uris_outside_the_allowed_roots_are_refused_with_count_and_first(tmp_pat
         "or add a root"
     )
     roots = ["/", "s3://b"]
-    assert open_catalog(tmp_path / "c.parquet", allowed_roots=roots).keys.num_rows == 6
+    assert open_catalog(tmp_path / "c.parquet", allowed_roots=roots).tracks.table().num_rows == 6
 
 
 def test_a_catalog_on_s3_names_no_local_files_unless_it_may(s3: Any) -> None:
@@ -881,13 +904,13 @@ def test_a_catalog_on_s3_names_no_local_files_unless_it_may(s3: Any) -> None:
     )
     roots = ["/etc", f"s3://{s3.bucket}", "s3://other"]
     catalog = open_catalog(bucket.child("c.parquet").uri, storage, allowed_roots=roots)
-    assert catalog.keys.num_rows == 5
+    assert catalog.tracks.table().num_rows == 5
     assert catalog.folders == ("/etc",)
 
 
 def test_roots_hold_for_a_folder_of_audio_too(music: Path) -> None:
     assert "8 URIs outside" in refusal(music, allowed_roots=["/elsewhere"])
-    assert open_catalog(music, allowed_roots=[str(music)]).keys.num_rows == 8
+    assert open_catalog(music, allowed_roots=[str(music)]).tracks.table().num_rows == 8
     assert open_catalog(music).folders is None
 
 
@@ -927,7 +950,7 @@ def test_ids_that_differ_in_any_byte_are_other_ids(tmp_path: Path, ids: list[str
     table = pa.table({"track_id": ids, "audio_uri": [f"{n}.mp3" for n in range(len(ids))]})
     pq.write_table(table, tmp_path / "c.parquet")
     catalog = open_catalog(tmp_path / "c.parquet")
-    assert catalog.keys["track_id"].to_pylist() == ids
+    assert catalog.tracks.table()["track_id"].to_pylist() == ids
     assert all_rows(catalog)["track_id"].to_pylist() == ids
 
 
@@ -1071,7 +1094,7 @@ def test_a_part_that_is_added_while_the_catalog_is_read_is_for_the_next_run(plac
     catalog = open_catalog(folder.uri, storage)
     put_table(storage, folder.child("b.parquet"), tracks(3).slice(2))
     assert all_rows(catalog).num_rows == 2
-    assert open_catalog(folder.uri, storage).keys.num_rows == 3
+    assert open_catalog(folder.uri, storage).tracks.table().num_rows == 3
     put_table(storage, folder.child("a.parquet"), tracks(2, title=["new"] * 2))
     with pytest.raises(CatalogError, match="changed while the run read it"):
         all_rows(catalog)

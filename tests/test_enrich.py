@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -23,18 +24,16 @@ from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.disk import exchange
 from mer_batch.enrich import (
     MARKER,
-    Outcome,
     Publication,
     _put_in_place,
     is_published,
     last_published,
-    look_up_outcome,
-    open_budget,
     publish,
     sweep_unfinished,
 )
 from mer_batch.errors import CatalogError, LeaseError, MerBatchError, StorageError
 from mer_batch.lease import Lease, lease_location
+from mer_batch.outcome import SCORE_FIELDS, Outcome, look_up_outcome, open_budget
 from mer_batch.schema import Identity
 from mer_batch.steps import VARIABLE
 from mer_batch.storage import Location, Storage, parse_uri
@@ -76,8 +75,7 @@ def test_every_row_gets_its_score_or_its_reason(bench: Bench) -> None:
     bench.score(("a", "1"), valence=0.9, identity=Identity("f", "other", "e"))
     plan = bench.plan(bench.catalog(dict.fromkeys("abcde", "1")))
     outcome = look_up_outcome(plan, bench.ledger, TODAY)
-    assert outcome.columns.schema == pa.schema(schema.ENRICHED_FIELDS)
-    columns = outcome.columns.to_pydict()
+    columns = columns_of(outcome).to_pydict()
     assert columns["tag_status"] == ["scored", "silent", "scored", "storage_error", "silent"]
     assert columns["valence"] == [0.25, None, 0.25, None, None]
     assert columns["scored_at"] == [NOW, None, NOW, None, None]
@@ -91,7 +89,19 @@ def test_without_versions_the_newest_score_counts(bench: Bench) -> None:
         bench.score(("a", f"v{valence}"), valence=valence, scored_at=NOW + hour)
     plan = bench.plan(bench.catalog({"a": "anything"}), detect=False)
     outcome = look_up_outcome(plan, bench.ledger, TODAY)
-    assert outcome.columns["valence"].to_pylist() == [0.5]
+    assert columns_of(outcome)["valence"].to_pylist() == [0.5]
+
+
+def test_what_the_ledger_holds_twice_gives_one_row_the_newest(bench: Bench) -> None:
+    later = NOW + datetime.timedelta(hours=1)
+    bench.score(("a", "1"), ("b", "1"), ("a", "1"), valence=0.5, scored_at=later)
+    bench.score(("b", "1"), ("gone", "1"), ("b", "1"), valence=0.75)
+    bench.reject(("c", "1", "silent"))
+    bench.reject(("c", "1", "too_long"), product="features")
+    plan = bench.plan(bench.catalog(dict.fromkeys("abc", "1")))
+    outcome = look_up_outcome(plan, bench.ledger, TODAY)
+    assert columns_of(outcome)["valence"].to_pylist() == [0.5, 0.5, None]
+    assert (outcome.n_scored, sum(outcome.n_rejected.values())) == (2, 1)
 
 
 def test_a_night_that_is_not_complete_is_refused_with_its_tracks(bench: Bench) -> None:
@@ -156,7 +166,7 @@ def test_what_other_extractions_rejected_is_no_matter_here(bench: Bench) -> None
     bench.score(("a", "1"), ("c", "1"))
     plan = bench.plan(bench.catalog(dict.fromkeys("abc", "1")))
     outcome = look_up_outcome(plan, bench.ledger, TODAY)
-    assert outcome.columns["tag_status"].to_pylist() == ["scored", "silent", "scored"]
+    assert columns_of(outcome)["tag_status"].to_pylist() == ["scored", "silent", "scored"]
     budget = open_budget(plan, bench.ledger, TODAY, latest=None, max_reject_rate=0.5)
     assert (budget.n_tried, budget.rejects) == (3, {"silent": 1}), "each track once"
 
@@ -165,10 +175,16 @@ def test_what_other_extractions_rejected_is_no_matter_here(bench: Bench) -> None
 
 
 def outcome_of(n: int) -> Outcome:
-    columns = {field.name: pa.nulls(n, field.type) for field in schema.ENRICHED_FIELDS}
+    columns = {field.name: pa.nulls(n, field.type) for field in SCORE_FIELDS}
     columns["valence"] = pa.array([i / n for i in range(n)], pa.float32())
-    columns["tag_status"] = pa.array(["scored"] * n)
-    return Outcome(pa.table(columns, schema=pa.schema(schema.ENRICHED_FIELDS)), n, {})
+    scores = pa.table(columns, schema=pa.schema(SCORE_FIELDS))
+    status = np.ones(n, np.uint8)
+    return Outcome(TODAY, scores, np.arange(n, dtype=np.int32), status, ("", "scored"), n, {})
+
+
+def columns_of(outcome: Outcome) -> pa.Table:
+    fields = pa.schema(schema.ENRICHED_FIELDS)
+    return pa.table(outcome.rows(0, len(outcome)), schema=fields)
 
 
 def catalog_of(table: pa.Table, path: Path, **options: Any) -> Catalog:
@@ -255,7 +271,7 @@ def test_columns_types_order_and_metadata_are_the_catalogs(place: Place, tmp_pat
     assert_same_columns(own, wide.schema)
     assert list(table.schema)[n_own:] == added
     assert str(table.select(wide.schema.names).to_pylist()) == str(wide.to_pylist())
-    assert table["mer_valence"].to_pylist() == outcome_of(3).columns["valence"].to_pylist()
+    assert table["mer_valence"].to_pylist() == columns_of(outcome_of(3))["valence"].to_pylist()
 
 
 def test_rows_keep_the_catalogs_order_over_many_batches(place: Place, tmp_path: Path) -> None:
@@ -265,7 +281,7 @@ def test_rows_keep_the_catalogs_order_over_many_batches(place: Place, tmp_path: 
     night = put(place, catalog, n)
     read = read_night(place, night)
     assert read["number"].to_pylist() == list(range(n))
-    assert read["valence"].equals(outcome_of(n).columns["valence"])
+    assert read["valence"].equals(columns_of(outcome_of(n))["valence"])
     marker = json.loads(place[0].read(night.child(MARKER)))
     assert marker["n_rows"] == sum(part["n_rows"] for part in marker["parts"]) == n
     assert marker["content_id"] == "c"

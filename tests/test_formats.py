@@ -129,7 +129,7 @@ def test_rows_that_are_much_alike_are_unpacked(tmp_path: Path) -> None:
     rows = "".join(f"{i},s3://bucket/library/masters/{i:09}.mp3\n" for i in range(100_000))
     (tmp_path / "c.csv.gz").write_bytes(gzipped(HEADER + rows.encode(), 9))
     (tmp_path / "d.csv.gz").write_bytes(gzipped(HEADER + b"-1,a\n" + b"\n" * (20 << 20)))
-    assert open_catalog(tmp_path).keys.num_rows == 100_001
+    assert open_catalog(tmp_path).tracks.table().num_rows == 100_001
 
 
 @pytest.mark.parametrize("value", ['12" mix', 'say "hi', '"', '""', "", 'x"'])
@@ -340,9 +340,9 @@ def test_a_part_without_rows_takes_nothing_away(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(HEADER + b"7,a\n")
     (tmp_path / "b.csv").write_bytes(HEADER)
     (tmp_path / "c.csv.gz").write_bytes(gzipped(HEADER + b"8,b\n"))
-    assert open_catalog(tmp_path).keys["track_id"].to_pylist() == [7, 8]
+    assert open_catalog(tmp_path).tracks.table()["track_id"].to_pylist() == [7, 8]
 
 
 def test_a_damaged_page_of_a_column_that_is_not_published_is_no_matter(tmp_path: Path) -> None:
     damaged_titles(tmp_path / "c.parquet")
-    assert open_catalog(tmp_path / "c.parquet", taken_names=[]).keys.num_rows == 5_000
+    assert open_catalog(tmp_path / "c.parquet", taken_names=[]).tracks.table().num_rows == 5_000

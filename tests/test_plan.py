@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mer_batch.config import CatalogConfig, StorageConfig
 from mer_batch.ledger import Ledger, Part
 from mer_batch.plan import Plan, make_plan, permanent, reject_counts, with_features
 from mer_batch.schema import Identity, reject_rows
+from mer_batch.spill import Spill
 from mer_batch.storage import Storage, parse_uri
 
 NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
@@ -38,14 +39,19 @@ class Bench:
         self.ledger.fence(1)
         self._n_commits = 0
 
-    def catalog(self, versions: dict[Any, str | None]) -> Catalog:
+    def catalog(
+        self, versions: dict[Any, str | None], *, seconds: dict[Any, float] | None = None
+    ) -> Catalog:
         ids = list(versions)
         table = pa.table(
             {
                 "track_id": ids,
                 "audio_uri": [f"{i}.mp3" for i in ids],
                 "version": pa.array(versions.values(), pa.string()),
-                "seconds": [float(n) for n in range(len(ids))],
+                "seconds": pa.array(
+                    [float(n) if seconds is None else seconds.get(i) for n, i in enumerate(ids)],
+                    pa.float64(),
+                ),
             }
         )
         pq.write_table(table, self.folder / "catalog.parquet")
@@ -107,13 +113,13 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def pending(plan: Plan) -> list[Any]:
-    return list(plan.pending["track_id"].to_pylist())
+    return list(plan.pending.table()["track_id"].to_pylist())
 
 
 def test_everything_is_pending_at_first(bench: Bench) -> None:
     plan = bench.plan(bench.catalog({"b": "1", "a": "1"}))
     assert (pending(plan), plan.n_done, plan.n_rejected) == (["b", "a"], 0, 0)
-    assert plan.pending.to_pylist()[1] == {
+    assert plan.pending.table().to_pylist()[1] == {
         "track_id": "a", "audio_uri": f"{bench.folder}/a.mp3", "audio_version": "1",
         "expected_seconds": 1.0, "attempts": 0, "n_doubts": 0,
         "first_run_id": None, "first_seen": None,
@@ -138,9 +144,9 @@ def test_a_permanent_reject_holds_for_its_version_and_limits(bench: Bench) -> No
     plan = bench.plan(bench.catalog({**versions, "access_denied": "1", "storage_error": "1"}))
     assert pending(plan) == ["mended", "other limits", "access_denied", "storage_error"]
     assert (plan.n_done, plan.n_rejected) == (0, 1)
-    assert plan.pending["attempts"].to_pylist() == [2] * 4
-    assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4
-    assert plan.pending["first_seen"].to_pylist() == [NOW] * 4
+    assert plan.pending.table()["attempts"].to_pylist() == [2] * 4
+    assert plan.pending.table()["first_run_id"].to_pylist() == ["first"] * 4
+    assert plan.pending.table()["first_seen"].to_pylist() == [NOW] * 4
 
 
 def test_a_reject_holds_under_another_model(bench: Bench) -> None:
@@ -160,14 +166,14 @@ def test_changes_can_be_ignored(bench: Bench) -> None:
     bench.reject(("b", "1", "silent"))
     plan = bench.plan(bench.catalog({"a": "2", "b": "2", "c": "2"}), detect=False)
     assert (pending(plan), plan.n_done, plan.n_rejected) == (["c"], 1, 1)
-    assert plan.pending["audio_version"].to_pylist() == [None]
-    assert plan.keys.to_pylist() == ["a", "b", "c"]
+    assert plan.pending.table()["audio_version"].to_pylist() == [None]
+    assert plan.today.index.ids.to_pylist() == ["a", "b", "c"]
 
 
 def test_versions_that_the_catalog_does_not_state_are_the_stores(bench: Bench) -> None:
     (bench.folder / "b.mp3").write_bytes(b"123")
     plan = bench.plan(bench.catalog({"a": "stated", "b": None, "c": "", "d": "7"}))
-    stated, b, missing, d = plan.pending["audio_version"].to_pylist()
+    stated, b, missing, d = plan.pending.table()["audio_version"].to_pylist()
     assert (stated, missing, d) == ("stated", "", "7")
     assert b.startswith("3-")
 
@@ -176,7 +182,7 @@ def test_a_file_that_changes_is_pending_again(bench: Bench) -> None:
     path = bench.folder / "a.mp3"
     path.write_bytes(b"123")
     catalog = bench.catalog({"a": None})
-    (version,) = bench.plan(catalog).pending["audio_version"].to_pylist()
+    (version,) = bench.plan(catalog).pending.table()["audio_version"].to_pylist()
     bench.score(("a", version))
     assert pending(bench.plan(catalog)) == []
     os.utime(path, (1, 1))
@@ -213,8 +219,8 @@ def test_only_doubts_about_the_same_audio_are_held_against_a_track(bench: Bench)
     bench.reject(("other fault", "1", "storage_error"), ("seen", "1", "not_found"), attempts=1)
     versions: dict[Any, str | None] = {"same": "1", "changed": "2", "other fault": "1", "new": "1"}
     catalog = bench.catalog({**versions, "seen": "1"})
-    assert bench.plan(catalog).pending["n_doubts"].to_pylist() == [1, 0, 0, 0, 1]
-    unversioned = bench.plan(catalog, detect=False).pending
+    assert bench.plan(catalog).pending.table()["n_doubts"].to_pylist() == [1, 0, 0, 0, 1]
+    unversioned = bench.plan(catalog, detect=False).pending.table()
     assert unversioned["n_doubts"].to_pylist() == [1, 1, 0, 0, 1]
 
 
@@ -232,10 +238,10 @@ def test_every_extraction_has_its_own_history_of_a_track(bench: Bench) -> None:
         ("a", "1", "silent"), identity=other, attempts=5, last_seen=later, product="features"
     )
     catalog = bench.catalog({"a": "1", "b": "1"})
-    assert bench.plan(catalog).pending["attempts"].to_pylist() == [1, 1]
+    assert bench.plan(catalog).pending.table()["attempts"].to_pylist() == [1, 1]
     under_other = bench.plan(catalog, other)
     assert (pending(under_other), under_other.n_rejected) == (["b"], 1)
-    third = bench.plan(catalog, Identity("h", "m", "third")).pending
+    third = bench.plan(catalog, Identity("h", "m", "third")).pending.table()
     assert third["track_id"].to_pylist() == ["a", "b"], "once each"
     assert third["attempts"].to_pylist() == [5, 1], "the latest that is known"
 
@@ -260,8 +266,8 @@ def test_rejects_are_replayed_by_their_reason(bench: Bench, detect: bool) -> Non
     assert replayed("not_found") == (["d", "e", "new"], 0, 4)
     assert replayed(*schema.REASONS) == ([*"abcdef", "new"], 6, 0)
     plan = bench.plan(catalog, detect=detect, replayed=frozenset({"silent"}))
-    assert plan.pending["attempts"].to_pylist() == [2, 2, 2, 2, 0]
-    assert plan.pending["first_run_id"].to_pylist() == ["first"] * 4 + [None]
+    assert plan.pending.table()["attempts"].to_pylist() == [2, 2, 2, 2, 0]
+    assert plan.pending.table()["first_run_id"].to_pylist() == ["first"] * 4 + [None]
 
 
 def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: Bench) -> None:
@@ -270,6 +276,62 @@ def test_what_was_done_under_other_limits_is_not_counted_as_a_reject_too(bench: 
     plan = bench.plan(bench.catalog({"a": "1", "b": "1"}))
     assert reject_counts(plan, bench.ledger.rejects("e")) == {"silent": 1}
     assert (plan.n_done, plan.n_rejected) == (1, 1)
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    names = ("n_new", "n_changed", "n_retried", "n_removed", "n_done", "n_rejected")
+    return {name[2:]: getattr(plan, name) for name in names if getattr(plan, name)}
+
+
+def test_what_is_to_do_is_told_by_kind(bench: Bench) -> None:
+    bench.score(("done", "1"), ("changed", "0"), ("was here", "1"), ("was here", "2"))
+    bench.score(("other model", "1"), identity=Identity("f", "other", "e"))
+    bench.reject(("held", "1", "silent"), ("retried", "1", "storage_error"), ("left", "1", "empty"))
+    bench.reject(("mended", "0", "truncated"), ("was here", "1", "silent"))
+    ids = ["done", "changed", "other model", "held", "retried", "mended", "new"]
+    catalog = bench.catalog(dict.fromkeys(ids, "1"))
+    expected = {"new": 2, "changed": 2, "retried": 1, "removed": 2, "done": 1, "rejected": 1}
+    assert counts(bench.plan(catalog)) == expected
+    unversioned = {"new": 2, "retried": 1, "removed": 2, "done": 2, "rejected": 2}
+    assert counts(bench.plan(catalog, detect=False)) == unversioned
+
+
+def test_a_track_that_leaves_and_comes_back_is_not_decoded_again(bench: Bench) -> None:
+    bench.score(("a", "1"), ("b", "1"))
+    bench.reject(("c", "1", "silent"))
+    assert counts(bench.plan(bench.catalog({"a": "1"}))) == {"done": 1, "removed": 2}
+    back = bench.plan(bench.catalog({"c": "1", "b": "1", "a": "1"}))
+    assert counts(back) == {"done": 2, "rejected": 1}
+    assert counts(bench.plan(bench.catalog({"b": "2"}))) == {"changed": 1, "removed": 2}
+
+
+def test_the_same_audio_under_a_new_id_is_new(bench: Bench) -> None:
+    bench.score(("old id", "etag"))
+    plan = bench.plan(bench.catalog({"new id": "etag"}))
+    assert (pending(plan), counts(plan)) == (["new id"], {"new": 1, "removed": 1})
+
+
+def test_what_the_ledger_holds_twice_counts_once(bench: Bench) -> None:
+    bench.score(("a", "1"), ("a", "1"), ("gone", "1"), ("gone", "1"))
+    bench.score(("a", "1"))
+    bench.reject(("a", "1", "silent"), ("gone", "1", "silent"))
+    plan = bench.plan(bench.catalog({"a": "1", "b": "1"}))
+    assert counts(plan) == {"new": 1, "done": 1, "removed": 1}
+
+
+def test_a_catalog_on_the_disk_is_planned_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mer_batch.tracks.Spill", functools.partial(Spill, memory_bytes=0))
+    bench = Bench(tmp_path)
+    ids = [f"t{n}" for n in range(70_000)]  # more than a batch
+    bench.score(*((i, "1") for i in ids[1::2]))
+    bench.reject((ids[66_000], "1", "storage_error"))
+    plan = bench.plan(bench.catalog(dict.fromkeys(ids, "1")))
+    assert pending(plan) == ids[::2]
+    tried = [n for table in plan.pending.batches() for n in table["attempts"].to_pylist()]
+    assert [n for n, attempts in enumerate(tried) if attempts] == [33_000]
+    assert plan.tracks_of([ids[69_999], "none"]).table()["track_id"].to_pylist() == [ids[69_999]]
 
 
 STATES = ("new", "scored", "changed", "rejected", "passing", "other limits", "other model")
@@ -326,16 +388,15 @@ def with_planted_features(bench: Bench, limits: AudioLimits) -> tuple[list[str],
     ledger.commit_parts([part], run_id="r", sequence=1)
     bench.ledger = Ledger(bench.storage, bench.output, pa.string())
     bench.ledger.fence(2)
-    catalog = bench.catalog(dict.fromkeys([*SECONDS, "new"], "1"))
+    catalog = bench.catalog(
+        dict.fromkeys([*SECONDS, "new"], "1"), seconds={"cut": 60.0, "rounded": 60.0}
+    )
     plan = bench.plan(catalog)
-    expected = {"cut": 60.0, "rounded": 60.0}
-    seconds = [expected.get(i) for i in plan.pending["track_id"].to_pylist()]
-    at = plan.pending.schema.get_field_index("expected_seconds")
-    pending = plan.pending.set_column(at, "expected_seconds", pa.array(seconds, pa.float64()))
-    plan = replace(plan, pending=pending)
     found, to_decode, problems = with_features(plan, bench.ledger, "f", limits)
     assert problems == []
-    return found["track_id"].to_pylist(), to_decode["track_id"].to_pylist()
+    blocks = found.tracks([[(number, 0, n)] for number, n in enumerate(found.lengths())])
+    ids = [track_id for block in blocks for track_id in block["track_id"].to_pylist()]
+    return ids, to_decode.table()["track_id"].to_pylist()
 
 
 def test_features_of_lengths_that_are_rejects_today_are_not_scored(bench: Bench) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from mer_batch.enrich import Outcome
+from mer_batch.outcome import SCORE_FIELDS, Outcome
 from mer_batch.pipelines.tagging import TagSummary
-from mer_batch.schema import ENRICHED_FIELDS
+from mer_batch.schema import Identity
 from mer_batch.summary import print_tag_summary
 
 
@@ -26,7 +27,9 @@ from mer_batch.summary import print_tag_summary
     ],
 )
 def test_a_replay_is_named_only_where_it_may_help(n_rejected: dict[str, int], said: str) -> None:
-    outcome = Outcome(pa.schema(ENRICHED_FIELDS).empty_table(), 3, n_rejected)
+    scores = pa.schema(SCORE_FIELDS).empty_table()
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.uint8)
+    outcome = Outcome(Identity("f", "m", "e"), scores, *nothing, ("",), 3, n_rejected)
     summary = TagSummary("run", 14, 14, 0, outcome, "out/night", "out/rejects", True, 1.0, 1.0)
     shown = io.StringIO()
     print_tag_summary(Console(file=shown, soft_wrap=True, markup=False), summary)

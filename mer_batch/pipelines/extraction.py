@@ -132,14 +132,14 @@ def _work(config: ExtractConfig, session: Session, job: Job, plan: Plan) -> Work
     """Extract what is pending and commit it."""
     # Over the whole catalog: running a sick one twice does not get round it.
     budget = Budget(
-        len(plan.keys),
+        len(plan),
         config.max_reject_rate,
         plan.n_done + plan.n_rejected,
         reject_counts(plan, permanent(session.ledger.rejects(), job.identity)),
         scope="tracks of the catalog",
         consequence="What was extracted is kept",
     )
-    n_pending = len(plan.pending)
+    n_pending = plan.n_pending
     work = Work(session, job, budget)
     if n_pending == 0:
         session.console.print("nothing to decode: every track has its features already")
@@ -164,10 +164,10 @@ def _summary(session: Session, job: Job, plan: Plan, work: Work, began: float) -
         run_id=session.run.run_id,
         features_id=job.identity.features_id,
         features_uri=session.output.child(job.product.table).uri,
-        n_tracks=len(plan.keys),
+        n_tracks=len(plan),
         n_with_features=plan.n_done + work.n_done,
         n_rejected=n_rejected,
-        n_tried=len(plan.pending),
+        n_tried=plan.n_pending,
         n_extracted=work.n_done,
         n_segments=work.n_rows,
         n_bytes=work.n_bytes,

@@ -18,6 +18,7 @@ from mer_batch.block import BlockReport, Job
 from mer_batch.child import ChildStartError
 from mer_batch.errors import MerBatchError
 from mer_batch.pipelines.cluster import cluster_cpus, first_line
+from mer_batch.plan import Tracks
 
 # A block is what one task does, and what a crash costs: some ten seconds of work at most. Work is
 # counted in seconds of audio, of which a core decodes some thousand in one.
@@ -143,9 +144,9 @@ def lost_nodes() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in nodes if not node["Alive"])
 
 
-def even_blocks(pending: pa.Table, n_cpus: int, *, most: int | None = None) -> Iterator[pa.Table]:
+def even_blocks(pending: Tracks, n_cpus: int, *, most: int | None = None) -> Iterator[pa.Table]:
     """Cut the work into blocks by its cost, not by its bytes; see :func:`cut`."""
-    return cut([pending], len(pending), n_cpus, most=most)
+    return cut(pending.batches(), len(pending), n_cpus, most=most)
 
 
 def cut(

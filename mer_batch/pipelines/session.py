@@ -108,7 +108,7 @@ class Session(Holding):
 
     def announce(self, plan: Plan) -> None:
         """Tell what is to be done, and keep it in the manifest."""
-        n_tracks, n_pending = len(plan.keys), len(plan.pending)
+        n_tracks, n_pending = len(plan), plan.n_pending
         self.run.manifest.update(
             catalog={
                 "uri": self.config.catalog.uri,

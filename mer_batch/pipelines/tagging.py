@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 
 from mer_batch.block import BlockReport, Job, work_block
 from mer_batch.budget import Budget
-from mer_batch.catalog import read_catalog
+from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.checkpoint import Checkpoint, read_checkpoint
 from mer_batch.config import TagConfig
 from mer_batch.enrich import (
-    Outcome,
     Publication,
     is_published,
     last_published,
-    look_up_outcome,
-    open_budget,
     publish,
 )
 from mer_batch.errors import ConfigError
-from mer_batch.ledger import held_id_type, reject_reasons
+from mer_batch.ledger import Ledger, held_id_type, reject_reasons
+from mer_batch.outcome import Outcome, look_up_outcome, open_budget
 from mer_batch.pipelines.compaction import compact_if_due
 from mer_batch.pipelines.fleet import MAX_BLOCK_TRACKS, even_blocks
 from mer_batch.pipelines.scoring import pooled
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
-from mer_batch.plan import Plan, make_plan, with_features
+from mer_batch.plan import FeaturedTracks, Plan, Tracks, make_plan, with_features
 from mer_batch.run import iso_now, no_refusal
 from mer_batch.schema import Identity, content_id
 from mer_batch.storage import Location, Storage, parse_uri
@@ -142,7 +140,7 @@ def run(
             outcome, folder, is_new = _publish(config, session, job, plan)
         compact_if_due(session)
         return TagSummary(
-            session.run.run_id, len(plan.keys), decoded.n_done + decoded.n_rejected,
+            session.run.run_id, len(plan), decoded.n_done + decoded.n_rejected,
             rescored.n_done, outcome, folder.uri, session.output.child("rejects").uri, is_new,
             time.monotonic() - began, decoded.seconds,
         )  # fmt: skip
@@ -189,7 +187,7 @@ def _work(
     """Score what is pending and commit it: from features where they are there, else from audio."""
     rescored = decoded = Stage(0, 0, [], 0.0)
     work = Work(session, job, _budget(config, session, job, plan))
-    if len(plan.pending) == 0:
+    if plan.n_pending == 0:
         session.console.print("nothing to decode: every track has its outcome already")
         return rescored, decoded
     from_features, to_decode = _divided(session, job, plan)
@@ -198,7 +196,7 @@ def _work(
         if len(to_decode) == 0 and is_light:
             rescored = _rescore_here(work, job, from_features, checkpoint)
             to_decode = _damaged(session, plan, rescored)
-            from_features = from_features.slice(0, 0)
+            from_features = FeaturedTracks(plan)
         if n_tracks := len(to_decode) + len(from_features):
             trial = _trial(config, checkpoint)
             with (
@@ -208,8 +206,7 @@ def _work(
                 if len(from_features):
                     rescore = pool.rescore_block if pool else _rescore_block
                     rescored = fleet.run(rescore, _blocks_by_part(from_features))
-                    left = _damaged(session, plan, rescored)
-                    to_decode = pa.concat_tables([to_decode, left])
+                    to_decode |= _damaged(session, plan, rescored)
                 decode = pool.decode_block if pool else work_block
                 decoded = fleet.run(decode, even_blocks(to_decode, fleet.n_cpus))
     _tell_rescored(session, rescored)
@@ -225,7 +222,7 @@ def _trial(config: TagConfig, checkpoint: Checkpoint) -> Callable[[], None]:
     return (lambda: None) if config.model.uri == "builtin" else checkpoint.check
 
 
-def _divided(session: Session, job: Job, plan: Plan) -> tuple[pa.Table, pa.Table]:
+def _divided(session: Session, job: Job, plan: Plan) -> tuple[FeaturedTracks, Tracks]:
     """What is pending: tracks that have features, and tracks to decode."""
     from_features, to_decode, problems = with_features(
         plan, session.ledger, job.identity.features_id, job.limits.audio
@@ -247,7 +244,9 @@ def _tell_rescored(session: Session, rescored: Stage) -> None:
     )
 
 
-def _rescore_here(work: Work, job: Job, from_features: pa.Table, checkpoint: Checkpoint) -> Stage:
+def _rescore_here(
+    work: Work, job: Job, from_features: FeaturedTracks, checkpoint: Checkpoint
+) -> Stage:
     """Re-score in this process: it is done before Ray would be up."""
     # Imported here: it takes torch, which takes a second.
     from mer_batch.rescore import Rescorer
@@ -264,30 +263,46 @@ def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
     return rescore_block(number, block, job)
 
 
-def _blocks_by_part(from_features: pa.Table) -> Iterator[pa.Table]:
+def _blocks_by_part(from_features: FeaturedTracks) -> Iterator[pa.Table]:
     """Blocks that hold whole parts, several where they are small; a huge one is divided."""
-    n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, len(from_features) // _BLOCKS))
-    parts = from_features["part"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.flatnonzero(np.diff(parts, prepend=-1))
-    begin = 0
-    for end in [*starts[1:].tolist(), len(parts)]:
-        if end - begin >= n_tracks or end == len(parts):
-            n_blocks = max(1, (end - begin) // MAX_BLOCK_TRACKS)
-            cuts = np.linspace(begin, end, n_blocks + 1).astype(int).tolist()
-            for first, last in pairwise(cuts):
-                yield from_features.slice(first, last - first).combine_chunks()
-            begin = end
+    return from_features.tracks(_spans(from_features.lengths()))
 
 
-def _damaged(session: Session, plan: Plan, rescored: Stage) -> pa.Table:
+def _spans(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """The blocks for parts of some lengths, each as stretches (part, begin, end)."""
+    n_tracks = min(MAX_BLOCK_TRACKS, max(_MIN_BLOCK_TRACKS, sum(lengths) // _BLOCKS))
+    held: list[tuple[int, int, int]] = []
+    for part, length in enumerate(lengths):
+        held.append((part, 0, length))
+        n_held = sum(end for _, _, end in held)
+        if n_held >= n_tracks or part == len(lengths) - 1:
+            n_blocks = max(1, n_held // MAX_BLOCK_TRACKS)
+            cuts = np.linspace(0, n_held, n_blocks + 1).astype(int).tolist()
+            yield from (_stretches(held, *cut) for cut in pairwise(cuts))
+            held = []
+
+
+def _stretches(
+    parts: Sequence[tuple[int, int, int]], first: int, last: int
+) -> list[tuple[int, int, int]]:
+    """What lies between two places in a row of parts."""
+    found, begin = [], 0
+    for part, _, length in parts:
+        within = max(0, first - begin), min(length, last - begin)
+        if within[0] < within[1]:
+            found.append((part, *within))
+        begin += length
+    return found
+
+
+def _damaged(session: Session, plan: Plan, rescored: Stage) -> Tracks:
     """The tracks whose features turned out to be of no use."""
     for problem in rescored.problems:
         session.say(f"a part of features cannot be read, its tracks are decoded: {problem}")
     if rescored.left_ids:
         n_left = len(rescored.left_ids)
         session.say(f"{n_left:,} tracks have features that cannot be used; decoding them")
-    wanted = pa.array(rescored.left_ids, plan.pending["track_id"].type)
-    return plan.pending.filter(pc.is_in(plan.pending["track_id"], wanted))
+    return plan.tracks_of(rescored.left_ids)
 
 
 def _budget(config: TagConfig, session: Session, job: Job, plan: Plan) -> Budget:
@@ -327,18 +342,30 @@ def _night(
     config: TagConfig, session: Session, job: Job, plan: Plan, outcome: Outcome
 ) -> Publication:
     run, catalog, prefix = session.run, session.catalog, config.output.prefix
-    run_date = (config.run_date or run.started_at.date()).isoformat()
-    rejects_id = session.ledger.content_id(job.identity.extraction_id)
-    identity = asdict(job.identity)
+    folder = night_folder(config, session.output, run.started_at)
     marker = {
         "run_id": run.run_id,
-        "run_date": run_date,
+        "run_date": folder.path.rpartition("run_date=")[2],
         "published_at": iso_now(),
-        "content_id": content_id(
-            [catalog.fingerprint, plan.fingerprint(), rejects_id, identity, prefix]
-        ),
+        "content_id": night_content_id(config, catalog, plan, session.ledger, job.identity),
         "n_scored": outcome.n_scored,
         "n_rejected": outcome.n_rejected,
     }
-    folder = session.output.child("enriched", f"run_date={run_date}")
     return Publication(session.storage, folder, catalog, outcome, prefix, marker, run.lease)
+
+
+def night_folder(config: TagConfig, output: Location, now: datetime.datetime) -> Location:
+    """Where the night of this configuration lies, or of this day."""
+    run_date = config.run_date or now.date()
+    return output.child("enriched", f"run_date={run_date.isoformat()}")
+
+
+def night_content_id(
+    config: TagConfig, catalog: Catalog, plan: Plan, ledger: Ledger, identity: Identity
+) -> str:
+    """Names what a night is made of: the catalog, its audio, scores and rejects, the model."""
+    rejects_id = ledger.content_id(identity.extraction_id)
+    prefix = config.output.prefix
+    return content_id(
+        [catalog.fingerprint, plan.fingerprint(), rejects_id, asdict(identity), prefix]
+    )

@@ -116,6 +116,7 @@ class Work:
     ) -> Stage:
         """Do blocks in threads of the driver, for what is over before a fleet would be there."""
         n_threads = self._session.config.ray.num_cpus or _n_cpus()
+        self._session.run.manifest.update(n_cpus=n_threads)
         with (
             self._progress(n_tracks, doing, "in this process") as progress,
             no_refusal(),
@@ -143,6 +144,7 @@ class Work:
                 self._session.signals.install()  # over the handlers that Ray has put in place
                 self._session.run.lease.check()  # a machine may have slept while Ray started
                 progress.begin_work()
+                self._session.run.manifest.update(n_cpus=n_cpus)
                 yield FleetWork(self, self._job, progress, n_cpus)
 
     @contextlib.contextmanager

@@ -101,7 +101,9 @@ def cpu_ms_a_track(paths: list[str], folder: Path, output: Path) -> tuple[float,
     from_features, _, _ = with_features(plan, ledger, identity.features_id, limits.audio)
     product = Scores(checkpoint.card_json, checkpoint.weights, "another model")
     rescorer = Rescorer(Job(storage, place, "cpu", identity, product, limits))
-    block = from_features.slice(0, _CPU_TRACKS).combine_chunks()
+    spans = [(part, 0, n) for part, n in enumerate(from_features.lengths())]
+    (tracks,) = from_features.tracks([spans])
+    block = tracks.slice(0, _CPU_TRACKS).combine_chunks()
     rescorer.work(0, block.slice(0, 64))  # what is made once
     began = time.process_time()
     assert rescorer.work(1, block).n_done == len(block)

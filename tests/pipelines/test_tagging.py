@@ -26,7 +26,7 @@ from mer_batch.checkpoint import builtin_checkpoint
 from mer_batch.child import Child
 from mer_batch.errors import CatalogError, CheckpointError, ErrorBudgetExceeded
 from mer_batch.limits import ChildLimits
-from mer_batch.pipelines.tagging import MAX_BLOCK_TRACKS, _blocks_by_part
+from mer_batch.pipelines.tagging import MAX_BLOCK_TRACKS, _spans
 from mer_batch.task import GivenTrack, ScoreTask
 from tests.pipelines.conftest import Tagged
 from tests.sounds import sine, wav, without_tag
@@ -358,12 +358,11 @@ def test_pandas_reads_the_night(tag: Tag, music: Path) -> None:
     "sizes", [[1], [40, 40, 40], [300, 1], [10_000], [3, 2_000, 3], [128] * 20]
 )
 def test_blocks_hold_whole_parts_but_for_huge_ones(sizes: list[int]) -> None:
-    parts = [f"part-{n}" for n, size in enumerate(sizes) for _ in range(size)]
-    tracks = pa.table({"part": parts, "track_id": list(range(len(parts)))})
-    blocks = list(_blocks_by_part(tracks))
-    assert pa.concat_tables(blocks).equals(tracks.combine_chunks())
-    assert all(0 < len(block) < 2 * MAX_BLOCK_TRACKS for block in blocks)
-    for n, size in enumerate(sizes):
+    blocks = list(_spans(sizes))
+    tracks = [(part, at) for block in blocks for part, *span in block for at in range(*span)]
+    assert tracks == [(part, at) for part, size in enumerate(sizes) for at in range(size)]
+    lengths = [sum(end - begin for _, begin, end in block) for block in blocks]
+    assert all(0 < length < 2 * MAX_BLOCK_TRACKS for length in lengths)
+    for part, size in enumerate(sizes):
         if size <= MAX_BLOCK_TRACKS and max(sizes) <= MAX_BLOCK_TRACKS:
-            holding = [block for block in blocks if f"part-{n}" in block["part"].to_pylist()]
-            assert len(holding) == 1
+            assert sum(part in [number for number, *_ in block] for block in blocks) == 1
