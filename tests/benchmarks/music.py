@@ -25,13 +25,22 @@ KINDS = {
 _FOLDERS = {"genres": "musifeast17", "film": "soundtracks"}
 
 
-def kinds_of_files(scratch: Path) -> dict[str, list[Path]]:
-    """Files to measure with: real music where there is some, and composed stereo pieces."""
-    kinds: dict[str, list[Path]] = {}
+def kinds_there() -> list[str]:
+    """The kinds that there are files of: all with research data, else the composed pieces alone."""
+    return [kind for kind in KINDS if kind not in _FOLDERS or _real_music(kind)]
+
+
+def files_of(kind: str, scratch: Path) -> list[Path]:
+    """The files of a kind; composed pieces are made in `scratch`."""
+    return _real_music(kind) if kind in _FOLDERS else _composed(scratch)
+
+
+def _real_music(kind: str) -> list[Path]:
     data = os.environ.get("MER_BATCH_DATA")
-    if data:
-        for kind, folder in _FOLDERS.items():
-            kinds[kind] = sorted(Path(data, folder, "audio").glob("*.mp3"))
+    return sorted(Path(data, _FOLDERS[kind], "audio").glob("*.mp3")) if data else []
+
+
+def _composed(scratch: Path) -> list[Path]:
     composed = []
     for mood in MOODS:
         for seed in range(6):
@@ -39,8 +48,7 @@ def kinds_of_files(scratch: Path) -> dict[str, list[Path]]:
             path = scratch / f"{mood}-{seed}.mp3"
             path.write_bytes(encode_mp3(np.stack([left, right], axis=1), quality=0.6))
             composed.append(path)
-    kinds["composed"] = composed
-    return {kind: clips for kind, clips in kinds.items() if clips}
+    return composed
 
 
 def spread(clips: list[Path], folder: Path, n_tracks: int) -> list[str]:

@@ -34,7 +34,7 @@ from mer_batch.storage import Storage, parse_uri
 from mer_batch.tag import Scores
 from tests.benchmarks.engines.taggers import tagger
 from tests.benchmarks.jobs import N_CORES, machine, start_job
-from tests.benchmarks.music import KINDS, kinds_of_files, spread
+from tests.benchmarks.music import KINDS, files_of, kinds_there, spread
 from tests.benchmarks.report import replace_chapter
 
 _CPU_TRACKS = 200
@@ -146,8 +146,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        for kind, clips in kinds_of_files(scratch).items():
+        for kind in kinds_there():
             described, folder = KINDS[kind], scratch / f"music-{kind}"
+            clips = files_of(kind, scratch)
             paths = spread(clips, folder, chosen.tracks)
             repeats = []
             for _ in range(chosen.repeats):

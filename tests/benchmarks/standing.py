@@ -81,10 +81,11 @@ def bars(records: Records) -> Iterator[Bar]:
         yield Bar("`tag` without Ray's start, with a direct decoder, of decoding", 0.9, [])
     if n_many:
         yield from _bars_of_many(records, against("tag", "decode", n=n_many, base_whole=False))
-    for job, times in (("librosa", 2.0), ("daft-librosa", 2.0), ("spark-librosa", 3.0)):
-        yield Bar(f"whole `tag`, times {JOBS[job].shown}", times, against("tag", job))
-    for job in ("daft-kernel", "spark-kernel"):
-        yield Bar(f"whole `tag`, times {JOBS[job].shown}", 1.0, against("tag", job))
+    for kind in records.kinds():
+        for job, times in _TIMES.items():
+            values = against("tag", job, kind)
+            if values or kind == main:
+                yield Bar(f"whole `tag`, times {JOBS[job].shown}; {KINDS[kind]}", times, values)
     for what, bound in ABSOLUTE.items():
         yield Bar(what, bound, records.absolute.get(what, []), at_most=True, unit=" s")
 
@@ -101,6 +102,12 @@ def _bars_of_many(records: Records, whole: list[float]) -> Iterator[Bar]:
     memory = [many.driver_peak_bytes / few.driver_peak_bytes for many, few in pairs]
     yield Bar(f"largest memory of the driver, {sizes}", 1.1, memory, at_most=True)
 
+
+# How many times as fast as others, at least.
+_TIMES = {
+    "librosa": 2.0, "daft-librosa": 2.0, "spark-librosa": 3.0,
+    "daft-kernel": 1.0, "spark-kernel": 1.0,
+}  # fmt: skip
 
 #: Commands that are measured by themselves, and how long they may take [s].
 ABSOLUTE = {"`mer-batch --help`": 0.5, "`tag` of one track, from a cold start": 15.0}

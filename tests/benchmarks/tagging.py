@@ -1,7 +1,7 @@
 """Measure the job beside bare decoding and beside other engines: same files, same cores, one run.
 
     python -m tests.benchmarks.tagging [--tracks 4000] [--many 16000] [--repeats 3]
-        [--jobs decode,tag,...] [--kinds genres,...] [--json FILE]
+        [--jobs decode,tag,...] [--kinds genres,...] [--engines-on genres,...] [--json FILE]
 
 Writes its chapter of BENCHMARKS.md. Figures are medians of repeats in which the jobs take turns, so
 that a machine whose speed drifts slows all of them alike. With ``--json`` figures are kept, and
@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tests.benchmarks.jobs import JOBS, machine, tag_command
-from tests.benchmarks.music import KINDS, Clips, Music, kinds_of_files, spread
+from tests.benchmarks.music import KINDS, Clips, Music, files_of, kinds_there, spread
 from tests.benchmarks.processes import run_watched
 from tests.benchmarks.records import Record, Records
 from tests.benchmarks.report import replace_chapter
@@ -27,6 +27,7 @@ from tests.benchmarks.tagging_report import chapter
 
 #: Measured on the larger catalog.
 _MANY = ("decode", "tag")
+_STAGES_TRACKS = 400
 
 
 class Run:
@@ -45,28 +46,27 @@ class Run:
 
     def measure(self) -> None:
         """Measure what was chosen; what is measured is kept at once."""
-        files = kinds_of_files(self._scratch)
-        main = next(iter(files))
-        names = [kind for kind in files if kind in self._chosen.kinds]
         jobs = self._possible()
         if not jobs:
             return
-        self._measure_commands(files[main][0])
-        for kind in names:
+        main = kinds_there()[0]
+        for kind in [kind for kind in kinds_there() if kind in self._chosen.kinds]:
+            files = files_of(kind, self._scratch)
+            self._measure_commands(files[0])
             if kind not in self.records.stages:
-                paths = spread(files[kind], self._scratch / f"{kind}-stages", 400)
+                paths = spread(files, self._scratch / f"{kind}-stages", _STAGES_TRACKS)
                 self.records.stages[kind] = kernel_stages(paths)
-        for kind in names:
-            # Other engines are measured on one kind, unless asked for by name.
-            everything = kind == main or self._chosen.jobs is not None
-            chosen = [job for job in jobs if everything or JOBS[job].is_ours]
-            clips = Clips(kind, files[kind])
+            on_this = [job for job in jobs if JOBS[job].is_ours or kind in self._engines_on(main)]
+            clips = Clips(kind, files)
             few = clips.music(self._scratch, self._chosen.tracks)
-            turns = [(job, few) for job in chosen]
+            turns = [(job, few) for job in on_this]
             if kind == main and self._chosen.many:
                 many = clips.music(self._scratch, self._chosen.many)
-                turns += [(job, many) for job in _MANY if job in chosen]
+                turns += [(job, many) for job in _MANY if job in on_this]
             self._take_turns(turns)
+
+    def _engines_on(self, main: str) -> list[str]:
+        return self._chosen.engines_on or [main]
 
     def _possible(self) -> list[str]:
         """The jobs that were chosen and can be run; those that cannot are noted."""
@@ -139,11 +139,13 @@ def _options() -> argparse.Namespace:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--jobs", help=f"of {','.join(JOBS)}; none: the report alone")
     options.add_argument("--kinds", help=f"of {','.join(KINDS)}")
+    options.add_argument("--engines-on", help="kinds to measure others on; else the first there is")
     options.add_argument("--json", type=Path, help="keeps the figures, and adds to what it holds")
     options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
     chosen = options.parse_args()
     chosen.jobs = [] if chosen.jobs == "none" else _names(options, chosen.jobs, JOBS)
     chosen.kinds = _names(options, chosen.kinds, KINDS) or list(KINDS)
+    chosen.engines_on = _names(options, chosen.engines_on, KINDS)
     return chosen
 
 

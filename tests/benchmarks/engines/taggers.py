@@ -103,7 +103,11 @@ def _librosa() -> Tagger:
 
 
 def _essentia() -> Tagger:
-    """Essentia's loader and mel bands as one streaming network in C++, and the same model."""
+    """Essentia's loader and mel bands as one streaming network in C++, and the same model.
+
+    The network is built once and shown one file after another: building it anew for each takes
+    longer, and its memory is not given back.
+    """
     import essentia
     import essentia.streaming as es
     import numpy as np
@@ -117,28 +121,27 @@ def _essentia() -> Tagger:
     checkpoint = builtin_checkpoint()
     features, scorer = checkpoint.feature_set, Scorer(checkpoint.build())
     mel = features.mel
+    loader, pool = es.MonoLoader(), essentia.Pool()
+    # Frames centred on the first sample and on those a hop apart, as librosa's.
+    cutter = es.FrameCutter(frameSize=mel.n_fft, hopSize=mel.hop_length, startFromZero=False)
+    window = es.Windowing(
+        type="hann", symmetric=False, normalized=False, zeroPhase=False, size=mel.n_fft
+    )
+    spectrum = es.Spectrum(size=mel.n_fft)
+    bands = es.MelBands(
+        numberBands=mel.n_mels, sampleRate=mel.sample_rate, inputSize=1 + mel.n_fft // 2,
+        lowFrequencyBound=mel.fmin, highFrequencyBound=mel.fmax, warpingFormula="slaneyMel",
+        weighting="linear", normalize="unit_tri",
+    )  # fmt: skip
+    loader.audio >> cutter.signal
+    cutter.frame >> window.frame >> spectrum.frame
+    spectrum.spectrum >> bands.spectrum
+    bands.bands >> (pool, "mel")
 
     def tag(path: str) -> tuple[float, float]:
-        loader = es.MonoLoader(filename=path, sampleRate=mel.sample_rate)
-        # Frames centred on the first sample and on those a hop apart, as librosa's.
-        cutter = es.FrameCutter(
-            frameSize=mel.n_fft, hopSize=mel.hop_length, startFromZero=False,
-            lastFrameToEndOfFile=True,
-        )  # fmt: skip
-        window = es.Windowing(
-            type="hann", symmetric=False, normalized=False, zeroPhase=False, size=mel.n_fft
-        )
-        spectrum = es.Spectrum(size=mel.n_fft)
-        bands = es.MelBands(
-            numberBands=mel.n_mels, sampleRate=mel.sample_rate, inputSize=1 + mel.n_fft // 2,
-            lowFrequencyBound=mel.fmin, highFrequencyBound=mel.fmax, warpingFormula="slaneyMel",
-            weighting="linear", normalize="unit_tri",
-        )  # fmt: skip
-        pool = essentia.Pool()
-        loader.audio >> cutter.signal
-        cutter.frame >> window.frame >> spectrum.frame
-        spectrum.spectrum >> bands.spectrum
-        bands.bands >> (pool, "mel")
+        pool.clear()
+        loader.configure(filename=path, sampleRate=mel.sample_rate)
+        essentia.reset(loader)
         essentia.run(loader)
         power = np.ascontiguousarray(pool["mel"], dtype=np.float32)
         return scorer.score(features.segments(power)[0]).mean
