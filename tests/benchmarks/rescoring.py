@@ -32,15 +32,10 @@ from mer_batch.rescore import Rescorer
 from mer_batch.schema import Identity
 from mer_batch.storage import Storage, parse_uri
 from mer_batch.tag import Scores
+from tests.benchmarks.engines.taggers import tagger
+from tests.benchmarks.jobs import N_CORES, machine, start_job
+from tests.benchmarks.music import KINDS, files_of, kinds_there, spread
 from tests.benchmarks.report import replace_chapter
-from tests.benchmarks.tagging import (
-    N_CORES,
-    kernel_only,
-    kinds_of_files,
-    machine,
-    spread,
-    start_job,
-)
 
 _CPU_TRACKS = 200
 
@@ -87,8 +82,10 @@ def cpu_ms_a_track(paths: list[str], folder: Path, output: Path) -> tuple[float,
     Of the work alone, without processes to start and to talk to: a machine that is shared changes
     it little.
     """
+    tag = tagger("kernel")
     began = time.process_time()
-    kernel_only(paths[:_CPU_TRACKS])
+    for path in paths[:_CPU_TRACKS]:
+        tag(path)
     from_mp3 = time.process_time() - began
 
     storage, catalog = Storage(StorageConfig()), CatalogConfig(uri=str(folder))
@@ -151,8 +148,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
-            folder = scratch / f"music-{number}"
+        for kind in kinds_there():
+            described, folder = KINDS[kind], scratch / f"music-{kind}"
+            clips = files_of(kind, scratch)
             paths = spread(clips, folder, chosen.tracks)
             repeats = []
             for _ in range(chosen.repeats):

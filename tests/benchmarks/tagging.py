@@ -1,269 +1,164 @@
-"""Measure the job beside bare decoding: the same files, the same cores, the same run.
+"""Measure the job beside bare decoding and beside other engines: same files, same cores, one run.
 
-    python -m tests.benchmarks.tagging [--tracks 2000] [--repeats 3]
+    python -m tests.benchmarks.tagging [--tracks 4000] [--many 16000] [--repeats 3]
+        [--jobs decode,tag,...] [--kinds genres,...] [--engines-on genres,...] [--json FILE]
 
-Writes its chapter of BENCHMARKS.md. Figures are medians of repeats that take turns, so that a
-machine whose speed drifts slows all of them alike. What counts is the ratio to decoding.
+Writes its chapter of BENCHMARKS.md. Figures are medians of repeats in which the jobs take turns, so
+that a machine whose speed drifts slows all of them alike. With ``--json`` figures are kept, and
+added to: a long run can be made in slices of one day, ``--jobs none`` makes the report alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import io
-import json
-import multiprocessing
-import os
-import platform
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-import psutil
-import soundfile
-import yaml
-
-from mer_batch.compose import MOODS, compose, encode_mp3
+from tests.benchmarks.jobs import JOBS, machine, tag_command
+from tests.benchmarks.music import KINDS, Clips, Music, files_of, kinds_there, spread
+from tests.benchmarks.processes import run_watched
+from tests.benchmarks.records import Record, Records
 from tests.benchmarks.report import replace_chapter
+from tests.benchmarks.stages import kernel_stages
+from tests.benchmarks.standing import ABSOLUTE
+from tests.benchmarks.tagging_report import chapter
 
-N_CORES = os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One timed repeat: wall-clock and CPU seconds, largest memory of the process family."""
-
-    seconds: float
-    work_seconds: float
-    cpu_seconds: float
-    peak_bytes: int
+#: Measured on the larger catalog.
+_MANY = ("decode", "tag")
+_STAGES_TRACKS = 400
 
 
-def decode_only(paths: list[str]) -> float:
-    """Seconds of audio decoded into one reused buffer: the floor for any job of this kind."""
-    buffer = np.empty((65_536, 2), np.float32)
-    decoded = 0.0
-    for path in paths:
-        with soundfile.SoundFile(io.BytesIO(Path(path).read_bytes())) as sound:
-            block = buffer.reshape(-1)[: 65_536 * sound.channels].reshape(-1, sound.channels)
-            n_frames = 0
-            while n := len(sound.read(out=block)):
-                n_frames += n
-            decoded += n_frames / sound.samplerate
-    return decoded
+class Run:
+    """A run of the benchmark, or a slice of one.
 
+    Parameters
+    ----------
+    chosen : argparse.Namespace
+    scratch : Path
+    """
 
-def kernel_only(paths: list[str]) -> float:
-    """The same with the mix to mono, the mel spectrogram and the built-in model."""
-    import torch
+    def __init__(self, chosen: argparse.Namespace, scratch: Path) -> None:
+        self._chosen, self._scratch = chosen, scratch
+        self.records = Records.read(chosen.json, chosen.tracks, chosen.many)
+        self.has_failed = False
 
-    from mer_batch.audio.decode import AudioLimits
-    from mer_batch.checkpoint import builtin_checkpoint
-    from mer_batch.extract import Extractor
-    from mer_batch.score import Scorer
+    def measure(self) -> None:
+        """Measure what was chosen; what is measured is kept at once."""
+        jobs = self._possible()
+        if not jobs:
+            return
+        main = kinds_there()[0]
+        for kind in [kind for kind in kinds_there() if kind in self._chosen.kinds]:
+            files = files_of(kind, self._scratch)
+            self._measure_commands(files[0])
+            if kind not in self.records.stages:
+                paths = spread(files, self._scratch / f"{kind}-stages", _STAGES_TRACKS)
+                self.records.stages[kind] = kernel_stages(paths)
+            on_this = [job for job in jobs if JOBS[job].is_ours or kind in self._engines_on(main)]
+            clips = Clips(kind, files)
+            few = clips.music(self._scratch, self._chosen.tracks)
+            turns = [(job, few) for job in on_this]
+            if kind == main and self._chosen.many:
+                many = clips.music(self._scratch, self._chosen.many)
+                turns += [(job, many) for job in _MANY if job in on_this]
+            self._take_turns(turns)
 
-    torch.set_num_threads(1)
-    checkpoint = builtin_checkpoint()
-    extractor = Extractor(checkpoint.feature_set, AudioLimits())
-    scorer = Scorer(checkpoint.build())
-    seconds = 0.0
-    for path in paths:
-        track = extractor.extract(Path(path).read_bytes())
-        scorer.score(track.segments)
-        seconds += track.duration_seconds
-    return seconds
+    def _engines_on(self, main: str) -> list[str]:
+        return self._chosen.engines_on or [main]
 
+    def _possible(self) -> list[str]:
+        """The jobs that were chosen and can be run; those that cannot are noted."""
+        possible = []
+        for job in JOBS if self._chosen.jobs is None else self._chosen.jobs:
+            self.records.missing.pop(job, None)
+            if why := JOBS[job].missing():
+                self.records.missing[job] = why
+            else:
+                possible.append(job)
+        return possible
 
-def on_all_cores(work: Callable[[list[str]], float], paths: list[str]) -> Figure:
-    """Run a plain function on all cores, one process each, without any framework."""
-    context = multiprocessing.get_context("spawn")
-    began, cpu = time.monotonic(), _children_cpu()
-    with context.Pool(N_CORES) as pool:
-        pool.map(work, [paths[core::N_CORES][:1] for core in range(N_CORES)])  # start-up apart
-        ready = time.monotonic()
-        pool.map(work, [paths[core::N_CORES] for core in range(N_CORES)], chunksize=1)
-        worked = time.monotonic() - ready
-        pool.close()
-        pool.join()
-    return Figure(time.monotonic() - began, worked, _children_cpu() - cpu, 0)
+    def _take_turns(self, turns: list[tuple[str, Music]]) -> None:
+        for repeat in range(self._chosen.repeats):
+            # Each repeat begins with another job: none always follows the same one.
+            begin = repeat * len(turns) // self._chosen.repeats
+            for job, music in turns[begin:] + turns[:begin]:
+                if job not in self.records.missing:
+                    self._measure(job, music)
 
-
-def _children_cpu() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-def start_job(command: str, folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    """Start ``mer-batch COMMAND`` on a folder of audio, as a user would."""
-    config = output.with_suffix(".yaml")
-    config.write_text(
-        yaml.safe_dump({"catalog": {"uri": str(folder)}, "output": {"uri": str(output)}})
-    )
-    return subprocess.Popen(
-        [sys.executable, "-m", "mer_batch", command, str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def tag(folder: Path, scratch: Path) -> Figure:
-    """``mer-batch tag`` as a user runs it, from the start of the process to the published night."""
-    output = scratch / "out"
-    shutil.rmtree(output, ignore_errors=True)
-    began = time.monotonic()
-    driver = start_job("tag", folder, output)
-    watched, cpu, peak = psutil.Process(driver.pid), {}, 0
-    while driver.poll() is None:
+    def _measure(self, job: str, music: Music) -> None:
         try:
-            family = [watched, *watched.children(recursive=True)]
-            memory = 0
-            for process in family:
-                try:
-                    times = process.cpu_times()
-                    cpu[process.pid] = times.user + times.system
-                    memory += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            peak = max(peak, memory)
-        except psutil.Error:
-            pass
-        time.sleep(0.5)
-    seconds = time.monotonic() - began
-    assert driver.returncode == 0, "mer-batch tag failed"
-    (manifest,) = output.glob("runs/2*/manifest.json")
-    content = json.loads(manifest.read_text())
-    assert content["totals"]["n_scored"] == content["n_pending"]
-    return Figure(seconds, content["work_seconds"], sum(cpu.values()), peak)
+            record = Record.of(job, music, JOBS[job].run(music, self._scratch))
+        except RuntimeError as error:
+            # The other jobs are measured all the same; so long a run is not made twice.
+            print(f"{music.kind} {job}: {error}", file=sys.stderr, flush=True)
+            self.records.missing[job] = f"it failed on {music.kind}"
+            self.has_failed = True
+        else:
+            self.records.measured.append(record)
+            print(record, flush=True)
+        self.records.write(self._chosen.json)
 
-
-def machine() -> str:
-    """What the figures were measured on."""
-    packages = ("ray", "torch", "soundfile", "pyarrow", "deltalake", "numpy")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{platform.machine()}, Python {platform.python_version()}, {versions}"
-
-
-def kinds_of_files(scratch: Path) -> dict[str, list[Path]]:
-    """Files to measure with: real music where there is some, and composed stereo pieces."""
-    kinds: dict[str, list[Path]] = {}
-    data = os.environ.get("MER_BATCH_DATA")
-    if data:
-        for folder, described in (
-            ("musifeast17", "30-s clips of 17 genres, mono, 80 kbit/s"),
-            ("soundtracks", "film music, 10 to 37 s, stereo, 192 kbit/s"),
-        ):
-            kinds[described] = sorted(Path(data, folder, "audio").glob("*.mp3"))
-    composed = []
-    for mood in MOODS:
-        for seed in range(6):
-            left, right = (compose(mood, 2 * seed + side, seconds=30) for side in (0, 1))
-            path = scratch / f"{mood}-{seed}.mp3"
-            path.write_bytes(encode_mp3(np.stack([left, right], axis=1), quality=0.6))
-            composed.append(path)
-    kinds["composed 30-s pieces, stereo"] = composed
-    return {described: clips for described, clips in kinds.items() if clips}
-
-
-def spread(clips: list[Path], folder: Path, n_tracks: int) -> list[str]:
-    """The same clips again and again under distinct names."""
-    folder.mkdir()
-    for number in range(n_tracks):
-        (folder / f"{number:06}.mp3").symlink_to(clips[number % len(clips)])
-    return [str(path) for path in sorted(folder.iterdir())]
-
-
-def measure(clips: list[Path], folder: Path, n_tracks: int, n_repeats: int) -> list[str]:
-    """Rows of the table for one kind of files."""
-    paths = spread(clips, folder, n_tracks)
-    sample = paths[: len(clips)]
-    audio_seconds = decode_only(sample) / len(sample) * n_tracks
-    jobs: dict[str, Callable[[], Figure]] = {
-        "decode only": lambda: on_all_cores(decode_only, paths),
-        "our kernel": lambda: on_all_cores(kernel_only, paths),
-        "mer-batch tag": lambda: tag(folder, folder.parent),
-    }
-    figures: dict[str, list[Figure]] = {job: [] for job in jobs}
-    for repeat in range(n_repeats):
-        for job, run in jobs.items():
-            figures[job].append(run())
-            print(f"{repeat + 1}/{n_repeats} {job}: {figures[job][-1]}", flush=True)
-    return describe(figures, n_tracks, audio_seconds)
-
-
-def describe(figures: dict[str, list[Figure]], n_tracks: int, audio_seconds: float) -> list[str]:
-    """Medians, and every rate as a share of decoding in the same repeat."""
-    floor = figures["decode only"]
-    timed = [(job, job, "work_seconds") for job in figures]
-    timed.append(("mer-batch tag, whole process", "mer-batch tag", "seconds"))
-    rows = []
-    for name, job, attribute in timed:
-        measured = figures[job]
-        seconds = [getattr(figure, attribute) for figure in measured]
-        ratios = [base.work_seconds / s for base, s in zip(floor, seconds, strict=True)]
-        middle = statistics.median(seconds)
-        cpu = statistics.median(figure.cpu_seconds for figure in measured)
-        peak = max(figure.peak_bytes for figure in measured)
-        memory = f"{peak / 2**30:.1f} GiB" if peak else ""
-        rows.append(
-            f"| {name} | {n_tracks / middle:.1f} | {audio_seconds / middle:,.0f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
-            f"{1000 * cpu / n_tracks:.0f} | {memory} |"
-        )
-    return rows
+    def _measure_commands(self, clip: Path) -> None:
+        """Commands whose seconds count by themselves."""
+        if self.records.absolute:
+            return
+        folder, log = self._scratch / "one", self._scratch / "job.log"
+        spread([clip], folder, 1)
+        helped, tagged = ABSOLUTE
+        for repeat in range(self._chosen.repeats):
+            output = self._scratch / f"one-{repeat}"
+            for what, command in (
+                (helped, [sys.executable, "-m", "mer_batch", "--help"]),
+                (tagged, tag_command("tag", folder, output)),
+            ):
+                seconds = run_watched(command, log).seconds
+                self.records.absolute.setdefault(what, []).append(seconds)
+        print(self.records.absolute, flush=True)
 
 
 def main() -> None:
-    """Measure, print and write BENCHMARKS.md."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--tracks", type=int, default=2000)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
-    chosen = options.parse_args()
-    sections = []
+    """Measure, print and write the chapter."""
+    chosen = _options()
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        for number, (described, clips) in enumerate(kinds_of_files(scratch).items()):
-            rows = measure(clips, scratch / f"music-{number}", chosen.tracks, chosen.repeats)
-            sections.append(f"## {described}\n\n{_HEADINGS}\n" + "\n".join(rows))
-    report = _REPORT.format(
-        date=datetime.date.today(),
-        n_tracks=chosen.tracks,
-        n_repeats=chosen.repeats,
-        n_cores=N_CORES,
-        machine=machine(),
-        sections="\n\n".join(sections),
-    )
+        run = Run(chosen, Path(name))
+        print(machine(), flush=True)
+        run.measure()
+    run.records.write(chosen.json)
+    report = chapter(run.records)
     print(report)
     replace_chapter(chosen.output, report)
+    sys.exit(1 if run.has_failed else 0)
 
 
-_HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU ms a track | peak memory |
-|---|---|---|---|---|---|"""
+def _options() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--tracks", type=int, default=4_000)
+    options.add_argument("--many", type=int, default=16_000, help="0: no larger catalog")
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--jobs", help=f"of {','.join(JOBS)}; none: the report alone")
+    options.add_argument("--kinds", help=f"of {','.join(KINDS)}")
+    options.add_argument("--engines-on", help="kinds to measure others on; else the first there is")
+    options.add_argument("--json", type=Path, help="keeps the figures, and adds to what it holds")
+    options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
+    chosen = options.parse_args()
+    chosen.jobs = [] if chosen.jobs == "none" else _names(options, chosen.jobs, JOBS)
+    chosen.kinds = _names(options, chosen.kinds, KINDS) or list(KINDS)
+    chosen.engines_on = _names(options, chosen.engines_on, KINDS)
+    return chosen
 
-_REPORT = """# Benchmarks
 
-Made by `make bench` on {date}: {n_tracks:,} files (the clips under distinct names, all at 44.1 kHz)
-on {n_cores} cores ({machine}). Medians of {n_repeats} repeats in which the jobs take
-turns; the machine was shared, so the share of decoding, taken within each repeat, is what counts
-(median, and from least to most).
-
-{sections}
-
-"Decode only" reads each file with soundfile into one reused buffer, one process a core, and
-throws the samples away: no job that decodes with it can be faster. "Our kernel" adds the mix to
-mono, the mel spectrogram and the built-in model, in plain processes. `mer-batch tag` is timed from
-when Ray is up, the start of the workers and their decoders included, to the last commit; as a whole
-process, from the shell's command to its end, with the night published. Its memory is the sum over
-the driver, Ray and the workers, pages that they share counted once for each.
-"""
+def _names(
+    options: argparse.ArgumentParser, given: str | None, known: Collection[str]
+) -> list[str] | None:
+    """The names in a list; None where none is given."""
+    if given is None:
+        return None
+    names = given.split(",")
+    if unknown := [name for name in names if name not in known]:
+        options.error(f"{unknown} must be among {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":
