@@ -2,8 +2,8 @@
 
 boto3 takes 1 ms of CPU for a GET, a twentieth of what a whole track takes. So it sends the first
 one to a bucket, and the following ones go the same way: to the same place, in the same region, over
-the same connections, signed by botocore. Whatever is not answered with the object is left to boto3,
-and what it finds out is learned anew.
+the same connections, signed by botocore. Refusals that may be due to the way are left to boto3, and
+what it finds out is learned anew.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class QuickGets:
         Raises
         ------
         botocore.exceptions.ClientError
-            Where the store is out of breath or order: nobody should ask at once.
+            Where there is no such object, and where the store is out of breath or order: nobody
+            should ask again at once.
         botocore.exceptions.BotoCoreError
         """
         way = self._ways.get(bucket)
@@ -78,9 +79,10 @@ class QuickGets:
         if reply.status_code in (200, 206):
             return _in_boto3s_words(reply)
         # Read to the end: the connection can be used again.
-        content = StreamingBody(reply.raw, None).read()
-        if reply.status_code >= 500 or reply.status_code == 429:
-            raise _refusal(reply, content)
+        refusal = _refusal(reply, StreamingBody(reply.raw, None).read())
+        is_plain = refusal.response["Error"]["Code"] == "NoSuchKey"
+        if is_plain or reply.status_code >= 500 or reply.status_code == 429:
+            raise refusal
         self._ways.pop(bucket, None)
         return None
 

@@ -21,6 +21,9 @@ READ_AHEAD_BYTES = 64 * 1024 * 1024
 # most is what a worker decodes in 2 s, for which a store may keep a request waiting now and then.
 _FIRST_AHEAD = 8
 _MOST_AHEAD = 128
+# Large ones share the way, and come late together: at first no more than this many bytes, but two
+# tracks.
+_FIRST_AHEAD_BYTES = 4 * 1024 * 1024
 _MOST_READERS = 16
 # What is read faster than this is there before the child is done with its track: then threads
 # would cost time only. A page cache takes 0.1 ms.
@@ -92,16 +95,20 @@ class _Pace:
 
     Attributes
     ----------
-    n_ahead : int
-        Tracks that are being read or wait to be decoded.
     typical_bytes : float
         Of a track, as far as is known.
     """
 
     def __init__(self) -> None:
-        self.n_ahead = _FIRST_AHEAD
         self.typical_bytes = 0.0
+        self._n_ahead = _FIRST_AHEAD
+        self._ahead_bytes = _FIRST_AHEAD_BYTES
         self._n_quick = 0
+
+    @property
+    def n_ahead(self) -> int:
+        """Tracks that should be on their way, or wait to be decoded."""
+        return max(2, min(self._n_ahead, int(self._ahead_bytes / max(1.0, self.typical_bytes))))
 
     @property
     def is_quick(self) -> bool:
@@ -116,7 +123,8 @@ class _Pace:
 
     def quicken(self) -> None:
         """The child has to wait: read more ahead."""
-        self.n_ahead = min(2 * self.n_ahead, _MOST_AHEAD)
+        self._n_ahead = min(2 * self._n_ahead, _MOST_AHEAD)
+        self._ahead_bytes = min(2 * self._ahead_bytes, READ_AHEAD_BYTES)
 
 
 class _Row:

@@ -259,8 +259,8 @@ local rate within a repeat (median, and from least to most).
 {rows}
 
 A block is of {n_tracks} tracks, of {n_large} large ones, and begins with nothing fetched. Its part
-is written to
-a local disk but where the table says otherwise. CPU is that of the worker and that of its decoder.
+is written to a local disk but where the table says otherwise. CPU is that of the worker and that of
+its decoder, whose caches suffer from every byte that the worker takes in.
 WAV of this size is more than the link can carry: then its share of the 1,000 Mbit/s is what counts.
 """
 
