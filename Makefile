@@ -33,6 +33,7 @@ bench: $(VENV)/installed-test  ## Measure the jobs beside bare decoding, and one
 	$(BIN)/python -m tests.benchmarks.tagging
 	$(BIN)/python -m tests.benchmarks.rescoring
 	$(BIN)/python -m tests.benchmarks.training
+	$(BIN)/python -m tests.benchmarks.simulation --tracks 100000
 
 chaos: $(VENV)/installed-test  ## Kill -9 at every step of a run, hundreds of times; POINTS, SEED
 	$(BIN)/python -m tests.chaos --points $(POINTS) --seed $(SEED)
