@@ -13,12 +13,14 @@ import argparse
 import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -27,7 +29,6 @@ import pyarrow.parquet as pq
 import yaml
 
 from tests.benchmarks.report import replace_chapter
-from tests.benchmarks.tagging import N_CORES, machine
 
 _N_FILES = 64
 _SAMPLE_SECONDS = 1.0
@@ -174,14 +175,19 @@ def describe(watched: Watched, written: dict[str, float], n_tracks: int) -> str:
     return _REPORT.format(
         date=datetime.date.today(),
         n_tracks=n_tracks,
-        n_cores=N_CORES,
-        machine=machine(),
+        n_cores=os.cpu_count(),
+        machine=_machine(),
         seconds=watched.seconds,
         **written,
         rows="\n".join(rows),
         memory="\n".join(memory),
         peak=watched.peak_bytes / 2**30,
     )
+
+
+def _machine() -> str:
+    versions = ", ".join(f"{package} {version(package)}" for package in ("ray", "pyarrow"))
+    return f"{platform.machine()}, Python {platform.python_version()}, {versions}"
 
 
 _REPORT = """# The pipeline's own cost
