@@ -36,6 +36,7 @@ bench: $(VENV)/installed-bench  ## Measure the jobs beside bare decoding and oth
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.reading
 	$(BIN)/python -m tests.benchmarks.nights
+	$(BIN)/python -m tests.benchmarks.simulation --tracks 100000
 
 chaos: $(VENV)/installed-test  ## Kill -9 at every step of a run, hundreds of times; POINTS, SEED
 	$(BIN)/python -m tests.chaos --points $(POINTS) --seed $(SEED)

@@ -13,12 +13,14 @@ import argparse
 import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -27,7 +29,6 @@ import pyarrow.parquet as pq
 import yaml
 
 from tests.benchmarks.report import replace_chapter
-from tests.benchmarks.tagging import N_CORES, machine
 
 _N_FILES = 64
 _SAMPLE_SECONDS = 1.0
@@ -85,7 +86,7 @@ def make_catalog(folder: Path, n_tracks: int, audio_bytes: int) -> Path:
 
 
 def simulate(folder: Path, n_tracks: int, audio_bytes: int) -> tuple[Watched, dict[str, float]]:
-    """Tag such a catalog; returns what it took and what the manifest says."""
+    """Tag such a catalog; returns what it took and what it has written."""
     catalog = make_catalog(folder, n_tracks, audio_bytes)
     config = folder / "tag.yaml"
     content = {
@@ -102,7 +103,12 @@ def simulate(folder: Path, n_tracks: int, audio_bytes: int) -> tuple[Watched, di
     (manifest,) = folder.glob("out/runs/2*/manifest.json")
     said = json.loads(manifest.read_text())
     assert said["totals"]["n_scored"] == n_tracks
-    return watched, said
+    return watched, {
+        "rate": said["tracks_per_second"],
+        "part_bytes": said["n_bytes"] / n_tracks,
+        "n_parts": len(list(folder.glob("out/scores/2*/*.parquet"))),
+        "log_bytes": sum(file.stat().st_size for file in folder.glob("out/scores/_delta_log/*")),
+    }
 
 
 def watch(driver: subprocess.Popen[bytes]) -> Watched:
@@ -155,7 +161,7 @@ def drive(config: str) -> int:
     return run_command(["tag", config])
 
 
-def describe(watched: Watched, said: dict[str, float], n_tracks: int) -> str:
+def describe(watched: Watched, written: dict[str, float], n_tracks: int) -> str:
     """The chapter's tables."""
     total = sum(watched.cpu_seconds.values())
     rows = [
@@ -169,21 +175,27 @@ def describe(watched: Watched, said: dict[str, float], n_tracks: int) -> str:
     return _REPORT.format(
         date=datetime.date.today(),
         n_tracks=n_tracks,
-        n_cores=N_CORES,
-        machine=machine(),
+        n_cores=os.cpu_count(),
+        machine=_machine(),
         seconds=watched.seconds,
-        rate=said["tracks_per_second"],
+        **written,
         rows="\n".join(rows),
         memory="\n".join(memory),
         peak=watched.peak_bytes / 2**30,
     )
 
 
+def _machine() -> str:
+    versions = ", ".join(f"{package} {version(package)}" for package in ("ray", "pyarrow"))
+    return f"{platform.machine()}, Python {platform.python_version()}, {versions}"
+
+
 _REPORT = """# The pipeline's own cost
 
 Made on {date} by `python -m tests.benchmarks.simulation`: {n_tracks:,} tracks whose decoder waits
 for a millisecond and computes nothing, on {n_cores} cores ({machine}). The whole
-process took {seconds:,.0f} s, {rate:,.0f} tracks/s while it worked. All processor time is overhead:
+process took {seconds:,.0f} s, {rate:,.0f} tracks/s while it worked, and wrote {n_parts:,} parts of
+{part_bytes:.0f} bytes a track and a log of {log_bytes:,} bytes. All processor time is overhead:
 
 | processes | CPU s | CPU ms a track |
 |---|---|---|
@@ -209,8 +221,8 @@ def main() -> None:
     if chosen.drive:
         sys.exit(drive(chosen.drive))
     with tempfile.TemporaryDirectory() as name:
-        watched, said = simulate(Path(name), chosen.tracks, chosen.audio_bytes)
-    report = describe(watched, said, chosen.tracks)
+        watched, written = simulate(Path(name), chosen.tracks, chosen.audio_bytes)
+    report = describe(watched, written, chosen.tracks)
     print(report)
     replace_chapter(chosen.output, report)
 

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import psutil
 import pytest
+import yaml
 
 from mer_batch.pipelines import cluster
+from tests.pipelines.conftest import table
+
+
+@pytest.mark.parametrize("n_cpus", [1, 2, 4])
+def test_a_night_ends_on_so_many_cpus(
+    music: Path, tmp_path: Path, run_cli: Callable[..., Any], n_cpus: int
+) -> None:
+    config = {"catalog": {"uri": str(music)}, "output": {"uri": str(tmp_path / "out")}}
+    path = tmp_path / "tag.yaml"
+    path.write_text(yaml.safe_dump({**config, "ray": {"num_cpus": n_cpus}}))
+    done = run_cli("tag", path)
+    assert done.returncode == 0, done.stderr
+    assert len(set(table(tmp_path / "out" / "scores")["track_id"].to_pylist())) == 8
 
 
 def test_a_local_ray_comes_without_what_nothing_asks(local_ray: None) -> None:
