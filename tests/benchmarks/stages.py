@@ -67,6 +67,8 @@ def _stages(paths: list[str]) -> dict[str, float]:
     stages: tuple[tuple[Any, str, str], ...] = (
         (decode._ForwardFile, "__init__", "decoding (libmpg123 through soundfile)"),
         (decode._ForwardFile, "read", "decoding (libmpg123 through soundfile)"),
+        (decode.Mpg123File, "__init__", "decoding (libmpg123)"),
+        (decode.Mpg123File, "read", "decoding (libmpg123)"),
         (decode, "inspect_mpeg", "walking the headers"),
         (extract, "decode_blocks", "mix to mono, lowest and highest sample"),
         (MelStream, "feed", "mel spectrogram"),
