@@ -206,7 +206,6 @@ def cases(scratch: Path, n_tracks: int) -> list[Case]:
     special = [
         replace(usual, described=f"{usual.described}; 1 of 100 is 2 s late", stalls=_STALLS),
         replace(usual, described=f"{usual.described}; parts go there, too", writes_there=True),
-        replace(usual, described=f"{usual.described}; blocks of 64", n_tracks=64),
     ]
     return [*small, *special, *large]
 
