@@ -223,11 +223,13 @@ class BlockWorker:
     Parameters
     ----------
     job : Job
+    task : Task, optional
+        What the child does to each track; by default what the job's product asks for.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, task: Task | None = None) -> None:
         self._job = job
-        self._child = Child(job.product.task(), job.limits)
+        self._child = Child(task or job.product.task(), job.limits)
         self._reader = Reader(
             functools.partial(
                 job.storage.read_audio,

@@ -17,6 +17,8 @@
     ├── ScoringError            the scoring pool cannot go on                 (exit 1)
     ├── PoolSizeError           the cluster lacks the GPUs asked for          (exit 2)
     │                           (``pipelines.scoring``)
+    ├── Mpg123Error             libmpg123 does not take a stream: libsndfile is asked
+    │                           (``audio.mpg123``)
     ├── TrainingError           a network cannot go on learning               (exit 1)
     ├── ErrorBudgetExceeded     too many rejects: nothing was published       (exit 3)
     ├── LeaseError              another run holds, or took over, the output   (exit 4)

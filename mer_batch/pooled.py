@@ -20,7 +20,6 @@ import pyarrow as pa
 from mer_batch.audio.mel import db_to_power
 from mer_batch.block import BlockRecord, BlockReport, BlockWorker, Job
 from mer_batch.checkpoint import Checkpoint
-from mer_batch.child import Child
 from mer_batch.errors import AudioError
 from mer_batch.extract import TrackFeatures
 from mer_batch.score import Ask, Float32, track_score
@@ -62,9 +61,8 @@ class PooledWorker(BlockWorker):
         checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")
         self._feature_set = checkpoint.feature_set
         self._half_widths = checkpoint.half_widths
-        self._job = job
         # Single floats: half ones would move scores by a thousandth.
-        self._child = Child(ExtractTask(checkpoint.feature_set, "float32"), job.limits)
+        super().__init__(job, ExtractTask(checkpoint.feature_set, "float32"))
         self._ask = ask
         self._batch_segments = batch_segments
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mer_batch.catalog import read_catalog
 from mer_batch.checkpoint import read_checkpoint
@@ -72,7 +72,7 @@ def run(config: TagConfig, *, cost_per_cpu_hour: float | None = None) -> PlanSum
     )
     ledger = Ledger(storage, output, catalog.id_type, product=None)
     features_id, limits = checkpoint.feature_set.features_id, config.audio.limits()
-    identity = Identity.of(features_id, checkpoint.model_id, asdict(limits))
+    identity = Identity.of(features_id, checkpoint.model_id, limits.content())
     detects = config.catalog.changes == "detect"
     plan = make_plan(catalog, ledger, storage, identity, detect_changes=detects)
     from_features, to_decode, problems = with_features(plan, ledger, features_id, limits.audio)

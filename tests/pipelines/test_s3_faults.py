@@ -56,7 +56,11 @@ class Truth:
     def check(self, n_tracks: int) -> None:
         """Every track once, in scores and in the published night, and nothing left lying about."""
         ledger = Ledger(self.storage, self.output, pa.string())
-        ids = ledger._read("scores", ["track_id"], None)["track_id"].to_pylist()
+        ids = [
+            track_id
+            for rows in ledger._stream("scores", ["track_id"], None)
+            for track_id in rows["track_id"].to_pylist()
+        ]
         assert len(ids) == len(set(ids)) == n_tracks
         night = self.output.child("enriched", "run_date=2026-11-22")
         names = {found.path.rpartition("/")[2] for found in self.files("enriched")}
