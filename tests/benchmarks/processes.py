@@ -81,7 +81,11 @@ def run_watched(
         )  # fmt: skip
         watcher = _Watcher(process.pid)
         watcher.start()
-        process.wait()
+        try:
+            process.wait()
+        except BaseException:  # stopped by hand: nothing goes on by itself
+            watcher.kill()
+            raise
         seconds = time.monotonic() - began
     usage = watcher.end(waited_cpu=_waited_cpu() - cpu)
     usage.seconds, usage.stdout = seconds, output.read_text(errors="replace")
@@ -130,6 +134,15 @@ class _Watcher(threading.Thread):
             by_kind[kind] += seconds
         by_kind["ended between two looks"] = max(0.0, waited_cpu - sum(by_kind.values()))
         return Usage(0.0, dict(by_kind), self._peak_bytes, self._driver_peak_bytes)
+
+    def kill(self) -> None:
+        """End the whole family."""
+        self._ended.set()
+        self.join()
+        self._look()
+        for one in self._family.values():
+            with contextlib.suppress(psutil.Error):
+                one.kill()
 
     def _look(self) -> None:
         with contextlib.suppress(psutil.Error):

@@ -11,6 +11,7 @@ added to: a long run can be made in slices of one day, ``--jobs none`` makes the
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Collection
@@ -121,11 +122,14 @@ class Run:
 def main() -> None:
     """Measure, print and write the chapter."""
     chosen = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that jobs are ended too
     with tempfile.TemporaryDirectory() as name:
         run = Run(chosen, Path(name))
         print(machine(), flush=True)
         run.measure()
     run.records.write(chosen.json)
+    if not run.records.kinds():
+        sys.exit("nothing was measured, so there is nothing to report")
     report = chapter(run.records)
     print(report)
     replace_chapter(chosen.output, report)

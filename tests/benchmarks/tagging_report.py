@@ -121,7 +121,7 @@ def _seconds(record: Record, name: str) -> float:
 
 
 _ALL = "**all processes**"
-_IDLE = f"idle ({N_CORES} cores x whole time - CPU)"
+_IDLE = f"left of {N_CORES} cores: idle, or taken by others"
 
 _HEADINGS = """| job | tracks/s | seconds of audio/s | of decoding | CPU s | CPU ms a track | peak memory | driver's | scores differ by |
 |---|---|---|---|---|---|---|---|---|"""  # noqa: E501
