@@ -123,8 +123,7 @@ class MelStream:
         # A periodic Hann window, as scipy.signal.get_window("hann") and librosa use.
         self._window = torch.hann_window(p.n_fft, periodic=True).numpy()
         self._chunk_frames = max(1, _CHUNK_SAMPLES // p.n_fft)
-        # Of torch's memory, which is aligned: elsewhere the last bits would depend on the address.
-        self._windowed = torch.empty((self._chunk_frames, p.n_fft)).numpy()
+        self._windowed = np.empty((self._chunk_frames, p.n_fft), np.float32)
         self._power = torch.empty((self._chunk_frames, 1 + p.n_fft // 2))
         self._filters = _banded(mel_filterbank(p))
         # What has arrived of the frames that are not whole yet, from the next frame's start.
