@@ -265,16 +265,16 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
-def _frame(payload: bytes) -> bytes:
-    return struct.pack(">Q", len(payload)) + payload
-
-
-def _send(connection: socket.socket, payload: bytes) -> None:
-    if len(payload) <= _ONE_PIECE_BYTES:
-        connection.sendall(_frame(payload))  # in pieces, each would wake the other side
+def _send(connection: socket.socket, *frames: bytes) -> None:
+    """Frames in one piece, as each would wake the other side; the last by itself if it is large."""
+    *heads, last = frames
+    before = b"".join(struct.pack(">Q", len(head)) + head for head in heads)
+    before += struct.pack(">Q", len(last))
+    if len(last) <= _ONE_PIECE_BYTES:
+        connection.sendall(before + last)
         return
-    connection.sendall(struct.pack(">Q", len(payload)))
-    connection.sendall(payload)
+    connection.sendall(before)
+    connection.sendall(last)
 
 
 def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
@@ -283,12 +283,7 @@ def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
         _send(connection, b"null")
         return
     told = {"expected_seconds": track.expected_seconds, "track_id": track.track_id}
-    frames = _frame(json.dumps(told).encode()) + struct.pack(">Q", len(track.audio_bytes))
-    if len(track.audio_bytes) <= _ONE_PIECE_BYTES:
-        connection.sendall(frames + track.audio_bytes)
-        return
-    connection.sendall(frames)
-    connection.sendall(track.audio_bytes)
+    _send(connection, json.dumps(told).encode(), track.audio_bytes)
 
 
 def _checked(header: bytearray) -> dict[str, Any]:
