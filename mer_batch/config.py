@@ -679,9 +679,7 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
     ConfigError
         Listing every fault, with the closest valid key for a misspelt one.
     """
-    content = _read_file(path)
-    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
-    return _validated(kind, content, origin=str(path), faults=faults)
+    return _overridden(kind, _read_file(path), path, overrides)
 
 
 def load_output_config(
@@ -694,9 +692,17 @@ def load_output_config(
     ConfigError
         As :func:`load_config`.
     """
-    if "features" in _read_file(path):
-        return load_config(ExtractConfig, path, overrides)
-    return load_config(TagConfig, path, overrides)
+    content = _read_file(path)
+    if "features" in content:
+        return _overridden(ExtractConfig, content, path, overrides)
+    return _overridden(TagConfig, content, path, overrides)
+
+
+def _overridden(
+    kind: type[Config], content: dict[str, Any], path: str | Path, overrides: Sequence[str]
+) -> Config:
+    faults = [fault for text in overrides if (fault := _apply_override(content, text))]
+    return _validated(kind, content, origin=str(path), faults=faults)
 
 
 def _read_file(path: str | Path) -> dict[str, Any]:
