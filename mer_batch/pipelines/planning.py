@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mer_batch.catalog import read_catalog
 from mer_batch.checkpoint import read_checkpoint
 from mer_batch.config import TagConfig
 from mer_batch.enrich import is_published
 from mer_batch.estimate import Estimate, estimate, latest_manifests
-from mer_batch.ledger import Ledger, held_id_type
-from mer_batch.pipelines.tagging import night_content_id, night_folder
+from mer_batch.ledger import Ledger
+from mer_batch.pipelines.tagging import (
+    catalog_of,
+    identity_of,
+    night_content_id,
+    night_folder,
+)
 from mer_batch.plan import make_plan, with_features
-from mer_batch.schema import Identity, utc_now
+from mer_batch.schema import utc_now
 from mer_batch.storage import Storage, parse_uri
 
 
@@ -64,18 +68,14 @@ def run(config: TagConfig, *, cost_per_cpu_hour: float | None = None) -> PlanSum
     """
     storage, output = Storage(config.storage), parse_uri(config.output.uri)
     checkpoint = read_checkpoint(config.model.uri, storage)
-    catalog = read_catalog(
-        config.catalog,
-        storage,
-        taken_names=config.enriched_names(),
-        held_type=lambda: held_id_type(storage, output),
-    )
+    catalog = catalog_of(config, storage)
     ledger = Ledger(storage, output, catalog.id_type, product=None)
-    features_id, limits = checkpoint.feature_set.features_id, config.audio.limits()
-    identity = Identity.of(features_id, checkpoint.model_id, limits.content())
+    identity = identity_of(config, checkpoint)
     detects = config.catalog.changes == "detect"
     plan = make_plan(catalog, ledger, storage, identity, detect_changes=detects)
-    from_features, to_decode, problems = with_features(plan, ledger, features_id, limits.audio)
+    from_features, to_decode, problems = with_features(
+        plan, ledger, identity.features_id, config.audio.limits().audio
+    )
     found = estimate(
         latest_manifests(storage, output),
         n_tracks=len(plan),

@@ -125,12 +125,7 @@ def run(
     began = time.monotonic()
     storage = Storage(config.storage)
     checkpoint = read_checkpoint(config.model.uri, storage)
-    catalog = read_catalog(
-        config.catalog,
-        storage,
-        taken_names=config.enriched_names(),
-        held_type=lambda: held_id_type(storage, parse_uri(config.output.uri)),
-    )
+    catalog = catalog_of(config, storage)
     with opened(config, console, storage, catalog, product="scores") as session:
         job = _job(config, session, checkpoint)
         session.sweep()
@@ -146,16 +141,30 @@ def run(
         )  # fmt: skip
 
 
+def catalog_of(config: TagConfig, storage: Storage) -> Catalog:
+    """The configuration's catalog, checked for a night."""
+    return read_catalog(
+        config.catalog,
+        storage,
+        taken_names=config.enriched_names(),
+        held_type=lambda: held_id_type(storage, parse_uri(config.output.uri)),
+    )
+
+
+def identity_of(config: TagConfig, checkpoint: Checkpoint) -> Identity:
+    """What scores of this configuration are filed under."""
+    features_id, limits = checkpoint.feature_set.features_id, config.audio.limits()
+    return Identity.of(features_id, checkpoint.model_id, limits.content())
+
+
 def _job(config: TagConfig, session: Session, checkpoint: Checkpoint) -> Job:
-    features_id = checkpoint.feature_set.features_id
-    limits = config.audio.limits()
     return Job(
         storage=session.storage,
         output=session.output,
         run_id=session.run.run_id,
-        identity=Identity.of(features_id, checkpoint.model_id, limits.content()),
+        identity=identity_of(config, checkpoint),
         product=Scores(checkpoint.card_json, checkpoint.weights, checkpoint.model_id),
-        limits=limits,
+        limits=config.audio.limits(),
         folders=session.catalog.folders,
     )
 
