@@ -95,8 +95,7 @@ class PooledWorker(BlockWorker):
         segments = outcome.segments
         if self._feature_set.unit == "power":
             segments = db_to_power(segments, floor_db=self._feature_set.floor_db)
-        whole = self._feature_set.segment_frames
-        n_frames = whole if self._feature_set.fixed_length else outcome.n_frames
+        n_frames = self._feature_set.shown_frames(outcome.n_frames)
         return _Waiting(track, version, segments, n_frames, outcome.duration_seconds)
 
     def _asked(self, batch: list[_Waiting]) -> Callable[[], npt.NDArray[np.float64]]:

@@ -92,7 +92,8 @@ class Rescorer:
         self, part: str, tracks: list[dict[str, Any]], record: BlockRecord
     ) -> dict[int, Float64]:
         """What the model says of each of the tracks' rows that can be read, by row."""
-        lengths = {row: self._n_frames(track) for track in tracks for row in track["rows"]}
+        shown = self._feature_set.shown_frames
+        lengths = {row: shown(track["n_frames"]) for track in tracks for row in track["rows"]}
         wanted = np.sort(np.fromiter(lengths, np.int64, len(lengths)))
         outputs: dict[int, Float64] = {}
         out: deque[tuple[list[int], Callable[[], Float64]]] = deque()
@@ -134,11 +135,6 @@ class Rescorer:
                     begin += len(batch)
                     if begin > last[0]:
                         break
-
-    def _n_frames(self, track: dict[str, Any]) -> int:
-        """How much of a segment the model is shown."""
-        whole = self._feature_set.segment_frames
-        return whole if self._feature_set.fixed_length else int(track["n_frames"])
 
 
 def _asked_here(scorer: Scorer) -> Ask:

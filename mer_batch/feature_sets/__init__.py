@@ -69,6 +69,10 @@ class FeatureSet:
             del content["placement"]  # the ids that were given before there was a choice
         return content_id(content)
 
+    def shown_frames(self, n_frames: int) -> int:
+        """How much of a whole segment a model is shown, `n_frames` of which are the track's own."""
+        return self.segment_frames if self.fixed_length else n_frames
+
     def segments(self, mel: Float32, *, track_id: str = "") -> tuple[Float32, list[float]]:
         """Cut a track's mel spectrogram into the segments that a model is shown.
 
