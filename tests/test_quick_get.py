@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from mer_batch.config import StorageConfig
 from mer_batch.errors import AudioError
 from mer_batch.storage import Storage
+from tests.canned_store import CannedStore
 from tests.faulty_store import FaultyStore
 
 SECRET = "test-secret-word"
@@ -89,41 +88,10 @@ def test_objects_that_are_empty_or_gone_are_no_fault_of_the_others(s3: Any, read
 # ------------------------------------------------------------------ what a store is sent
 
 
-class _Listener:
-    """A store that gives one object under any key, and keeps the heads of the requests."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.heads: list[str] = []
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    head += connection.recv(65_536)
-                self.heads.append(head.decode())
-                connection.sendall(
-                    b'HTTP/1.1 206 Partial Content\r\nConnection: close\r\nETag: "e"\r\n'
-                    b"Content-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\naudio"
-                )
-
-
-@pytest.fixture
-def listener() -> Iterator[_Listener]:
-    """The store, as long as a test takes."""
-    made = _Listener()
-    yield made
-    made.close()
+_AUDIO = (
+    b'HTTP/1.1 206 Partial Content\r\nConnection: close\r\nETag: "e"\r\n'
+    b"Content-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\naudio"
+)
 
 
 def signature_of(method: str, target: str, headers: dict[str, str]) -> str:
@@ -146,17 +114,19 @@ def signature_of(method: str, target: str, headers: dict[str, str]) -> str:
 
 
 def test_requests_are_signed_and_hold_what_those_of_boto3_hold(
-    listener: _Listener, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "test-token")
-    storage = Storage(StorageConfig(endpoint_url=listener.endpoint, region="eu-north-1"))
-    for _ in range(2):
-        assert storage.read_audio("s3://music/a b.mp3", max_bytes=9).content == b"audio"
+    store = CannedStore(lambda: _AUDIO)
+    with store as endpoint:
+        storage = Storage(StorageConfig(endpoint_url=endpoint, region="eu-north-1"))
+        for _ in range(2):
+            assert storage.read_audio("s3://music/a b.mp3", max_bytes=9).content == b"audio"
     requests = []
-    for head in listener.heads:
+    for head in store.heads:
         line, *lines = head.strip().split("\r\n")
         headers = {n.lower(): v.strip() for n, _, v in (text.partition(":") for text in lines)}
         method, target, _ = line.split()

@@ -22,6 +22,7 @@ from mer_batch.config import StorageConfig
 from mer_batch.delta import open_table
 from mer_batch.errors import AudioError, StorageError
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.canned_store import CannedStore
 from tests.faulty_store import FaultyStore
 
 Place = tuple[Storage, Location]
@@ -538,14 +539,14 @@ def test_a_store_that_knows_no_such_key_id_denies_access(
 
 
 def test_a_body_that_breaks_off_is_read_again(s3: Any) -> None:
-    with _Store(_broken_once()) as endpoint:
+    with CannedStore(_broken_once()) as endpoint:
         storage = Storage(StorageConfig(endpoint_url=endpoint))
         audio = storage.read_audio("s3://bucket/a.mp3", max_bytes=100)
     assert audio.content == b"0123456789"
 
 
 def test_a_store_that_always_fails_is_a_passing_reject(s3: Any) -> None:
-    with _Store(
+    with CannedStore(
         lambda: b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\nETag: "e"\r\n\r\n012'
     ) as endpoint:
         storage = Storage(StorageConfig(endpoint_url=endpoint, patience_seconds=1))
@@ -655,37 +656,10 @@ def test_versions_keep_the_order_of_mixed_uris(s3: Any, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ stores that misbehave
 
 
-class _Store:
-    """A server on loopback that answers every request with the bytes a function gives."""
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-        self._listener = socket.create_server(("127.0.0.1", 0))
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self._serve, daemon=True).start()
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                request = b""
-                while b"\r\n\r\n" not in request:
-                    request += connection.recv(65_536)
-                connection.sendall(self._answer())
-
-
-def _denying_store() -> _Store:
+def _denying_store() -> CannedStore:
     body = b"<Error><Code>InvalidAccessKeyId</Code><Message>test-key-id</Message></Error>"
     head = f"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    return _Store(lambda: head.encode() + body)
+    return CannedStore(lambda: head.encode() + body)
 
 
 def _broken_once() -> Any:
@@ -767,7 +741,7 @@ def test_bytes_that_are_not_those_of_the_etag_are_read_again_and_then_believed(s
     )
     # Damaged, then as it is: of this store the etag only looks like an MD5.
     answers = iter([head + b"01234?6789", head + b"0123456789", head + b"0123456789"])
-    with _Store(lambda: next(answers)) as endpoint:
+    with CannedStore(lambda: next(answers)) as endpoint:
         storage = Storage(StorageConfig(endpoint_url=endpoint))
         assert storage.read_audio("s3://bucket/a.mp3", max_bytes=100).content == b"0123456789"
 

@@ -17,7 +17,7 @@ import pytest
 from mer_batch.schema import DOUBTFUL_REASONS
 from tests.chaos.breakpoints import Breakpoints
 from tests.chaos.crash import Point, crash, end, finish, pause, wait_for
-from tests.chaos.world import BROKEN, World
+from tests.chaos.world import BROKEN, Command, World
 
 pytestmark = pytest.mark.usefixtures("terminal_signals")
 
@@ -171,18 +171,7 @@ def test_who_sleeps_while_it_merges_changes_nothing_more(world: World, step: str
 
 def test_asked_to_stop_while_it_merges_it_stops(world: World) -> None:
     some_parts(world)
-    with Breakpoints() as breakpoints:
-        breakpoints.hold("merged_part_written")
-        driver = world.start("compact", breakpoints.environment)
-        try:
-            held = wait_for(breakpoints, driver)
-            assert held is not None
-            driver.send_signal(signal.SIGTERM)
-            held.let_go()
-            assert driver.wait(120) == 130
-        finally:
-            end(driver)
-    world.check_between()
+    stopped_by(world, signal.SIGTERM, "compact", "merged_part_written")
     finish(world, "compact")
 
 
@@ -198,11 +187,13 @@ def test_asked_to_stop_it_commits_what_is_finished(world: World) -> None:
     finish(world, "tag")
 
 
-def stopped_by(world: World, number: signal.Signals) -> Counter[str]:
-    """Send a run a signal when the first report is there; the steps that it came to."""
+def stopped_by(
+    world: World, number: signal.Signals, command: Command = "tag", step: str = "report_taken"
+) -> Counter[str]:
+    """Send a run a signal at a step, by default with the first report; the steps it came to."""
     with Breakpoints() as breakpoints:
-        breakpoints.hold("report_taken")
-        driver = world.start("tag", breakpoints.environment)
+        breakpoints.hold(step)
+        driver = world.start(command, breakpoints.environment)
         try:
             held = wait_for(breakpoints, driver)
             assert held is not None
