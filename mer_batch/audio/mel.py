@@ -2,7 +2,8 @@
 
 The numbers equal ``librosa.feature.melspectrogram`` (centred frames, zero padding, Slaney mel
 scale and normalisation) to about 1e-7 of the maximum. The road differs: samples arrive in
-blocks and every temporary is reused, because fresh memory costs as much as arithmetic here.
+blocks and are windowed where they lie, and the large buffers are reused, because fresh memory
+costs as much as arithmetic here.
 """
 
 from __future__ import annotations

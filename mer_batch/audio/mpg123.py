@@ -32,7 +32,7 @@ Float32 = npt.NDArray[np.float32]
 _LIBRARIES = {"linux": "libmpg123.so.0", "darwin": "libmpg123.0.dylib"}
 
 # From mpg123.h.
-_OK, _DONE, _NEW_FORMAT = 0, -12, -11
+_OK, _NEW_FORMAT = 0, -11
 _REMOVE_FLAGS, _ADD_FLAGS = 13, 2
 _FORCE_FLOAT, _AUTO_RESAMPLE, _NO_FRANKENSTEIN = 0x400, 0x8000, 0x1000000
 _FLOAT_32 = 0x200
@@ -95,8 +95,6 @@ class Mpg123File:
     Mpg123Error
         Where it does not begin with a frame, or the library is not there.
     """
-
-    format = "MP3"
 
     def __init__(self, audio_bytes: bytes) -> None:
         self._mpg123 = library()
