@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -34,8 +32,9 @@ from mer_batch.config import AudioConfig, StorageConfig
 from mer_batch.ledger import Ledger, Part
 from mer_batch.schema import Identity
 from mer_batch.storage import Storage, parse_uri
+from tests.benchmarks.jobs import N_CORES, machine
+from tests.benchmarks.processes import run_watched
 from tests.benchmarks.report import replace_chapter
-from tests.benchmarks.tagging import N_CORES, machine
 
 _CATALOG_PART = 1_000_000
 _SCORES_PART = 100_000
@@ -115,8 +114,8 @@ def plant_catalog(folder: Path, n_tracks: int) -> None:
 def plant_scores(output: Path, n_tracks: int) -> None:
     """A score for every track, in no order of the catalog, as Delta parts."""
     checkpoint = builtin_checkpoint()
-    features_id, limits = checkpoint.feature_set.features_id, asdict(AudioConfig().limits())
-    identity = Identity.of(features_id, checkpoint.model_id, limits)
+    features_id, limits = checkpoint.feature_set.features_id, AudioConfig().limits()
+    identity = Identity.of(features_id, checkpoint.model_id, limits.content())
     ledger = Ledger(Storage(StorageConfig()), parse_uri(str(output)), pa.string())
     ledger.fence(1)
     columns = schema.scores_schema(pa.string())
@@ -168,40 +167,18 @@ def plant_new(folder: Path, n_tracks: int, n_new: int) -> None:
 
 
 def measured(command: list[str], output: Path, *, stop_after: float | None = None) -> Figure:
-    """Run ``mer-batch`` as a user would, and watch its memory."""
+    """Run ``mer-batch`` as a user would, and watch it."""
     before = set(output.glob("runs/2*/manifest.json"))
-    began, peak = time.monotonic(), 0
-    with open(output.with_suffix(".log"), "ab") as log:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "mer_batch", *command], stdout=log, stderr=log
-        )
-        watched = psutil.Process(driver.pid)
-        while driver.poll() is None:
-            peak = max(peak, _family_bytes(watched))
-            if stop_after is not None and time.monotonic() - began > stop_after:
-                driver.terminate()
-                stop_after = None
-            time.sleep(0.2)
-    seconds = time.monotonic() - began
-    assert driver.returncode in (0, 130), f"mer-batch {' '.join(command)} failed: see {log.name}"
+    usage = run_watched(
+        [sys.executable, "-m", "mer_batch", *command],
+        output.with_suffix(".log"),
+        stop_after=stop_after,
+    )
     manifests = set(output.glob("runs/2*/manifest.json")) - before
     manifest = json.loads(manifests.pop().read_text()) if manifests else {}
-    figure = Figure(seconds, peak, manifest)
-    print(f"{' '.join(command)}: {seconds:.1f} s, {peak / 2**30:.2f} GiB", flush=True)
+    figure = Figure(usage.seconds, usage.peak_bytes, manifest)
+    print(f"{' '.join(command)}: {figure.seconds:.1f} s, {figure.peak_bytes / 2**30:.2f} GiB")
     return figure
-
-
-def _family_bytes(watched: psutil.Process) -> int:
-    total = 0
-    try:
-        for process in [watched, *watched.children(recursive=True)]:
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:
-                continue
-    except psutil.Error:
-        pass
-    return total
 
 
 def timed(work: Callable[[], None], what: str) -> None:
@@ -291,10 +268,10 @@ version column) and as many scores in {n_parts:,} parts, on {n_cores} cores ({ma
 |---|---|---|
 {rows}
 
-From the shell's command to its end, on a machine that others used as well. Memory is the sum over
-the driver, Ray and the workers, pages that they share counted once for each. A published night is
-the whole catalog with its scores, every column, in Parquet with zstd. Where nothing is done yet the
-audio is not there: each track becomes a reject, so blocks come and go as fast as they can.
+From the shell's command to its end. Memory is the sum over the driver, Ray and the workers, pages
+that they share counted once. A published night is the whole catalog with its scores, every column,
+in Parquet with zstd. Where nothing is done yet the audio is not there: each track becomes a reject,
+so blocks come and go as fast as they can.
 """
 
 

@@ -42,8 +42,8 @@ from mer_batch.plan import make_plan, with_features
 from mer_batch.schema import Identity, reject_rows, utc_now
 from mer_batch.shards import Features
 from mer_batch.storage import Location, Storage, parse_uri
+from tests.benchmarks.jobs import machine
 from tests.benchmarks.report import replace_chapter
-from tests.benchmarks.tagging import machine
 from tests.faulty_store import FaultyStore
 from tests.feature_parts import SMALL
 from tests.s3_server import serving_s3

@@ -22,10 +22,12 @@ _LOOK_SECONDS = 0.25
 _LOOK_SHARE = 0.02
 _MEMORY_SHARE = 0.01
 _END_SECONDS = 15.0
+_INTERRUPTED = 130  # the exit code of a run that was asked to stop
 
 _KINDS = (
     # (words in the command line, what such a process is)
-    (("mer_batch.child",), "decoders"),
+    (("mer_batch.child", "fake_decoder"), "decoders"),
+    (("ray::DashboardAgent", "ray::RuntimeEnvAgent"), "Ray's own processes"),
     (("ray::", "default_worker.py", "setup_worker.py"), "Ray's workers"),
     (
         ("raylet", "gcs_server", "dashboard", "log_monitor", "monitor.py", "runtime_env"),
@@ -51,6 +53,8 @@ class Usage:
         hold together counts once.
     driver_peak_bytes : int
         Largest resident memory of the command's own process, by the kernel's high-water mark.
+    driver_bytes : list of tuple
+        How long the command had gone on [s], and its own process's memory then (PSS).
     stdout : str
     """
 
@@ -58,13 +62,23 @@ class Usage:
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     driver_peak_bytes: int = 0
+    driver_bytes: list[tuple[float, int]] = field(default_factory=list)
     stdout: str = ""
 
 
 def run_watched(
-    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    stop_after: float | None = None,
 ) -> Usage:
     """Run a command in this repository; its stderr goes to `log`.
+
+    Parameters
+    ----------
+    stop_after : float, optional
+        Ask it to stop after so long [s]; it may then say that it was interrupted.
 
     Raises
     ------
@@ -82,14 +96,18 @@ def run_watched(
         watcher = _Watcher(process.pid)
         watcher.start()
         try:
-            process.wait()
+            try:
+                process.wait(stop_after)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
         except BaseException:  # stopped by hand: nothing goes on by itself
             watcher.kill()
             raise
         seconds = time.monotonic() - began
     usage = watcher.end(waited_cpu=_waited_cpu() - cpu)
     usage.seconds, usage.stdout = seconds, output.read_text(errors="replace")
-    if process.returncode != 0:
+    if process.returncode not in (0, *([] if stop_after is None else [_INTERRUPTED])):
         words = (log.read_text(errors="replace") + usage.stdout)[-2000:]
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {words}")
     return usage
@@ -111,6 +129,8 @@ class _Watcher(threading.Thread):
         self._family: dict[int, psutil.Process] = {}
         self._cpu: dict[tuple[int, float], tuple[str, float]] = {}
         self._peak_bytes = self._driver_peak_bytes = 0
+        self._driver_bytes: list[tuple[float, int]] = []
+        self._began = time.monotonic()
         self._next_memory = 0.0
 
     def run(self) -> None:
@@ -133,7 +153,9 @@ class _Watcher(threading.Thread):
         for kind, seconds in self._cpu.values():
             by_kind[kind] += seconds
         by_kind["ended between two looks"] = max(0.0, waited_cpu - sum(by_kind.values()))
-        return Usage(0.0, dict(by_kind), self._peak_bytes, self._driver_peak_bytes)
+        return Usage(
+            0.0, dict(by_kind), self._peak_bytes, self._driver_peak_bytes, self._driver_bytes
+        )
 
     def kill(self) -> None:
         """End the whole family."""
@@ -171,7 +193,10 @@ class _Watcher(threading.Thread):
         self._cpu[process.pid, process.create_time()] = kind, times.user + times.system
 
     def _note_memory(self) -> None:
-        self._peak_bytes = max(self._peak_bytes, sum(map(_shared_out_bytes, self._family)))
+        found = {pid: _shared_out_bytes(pid) for pid in self._family}
+        self._peak_bytes = max(self._peak_bytes, sum(found.values()))
+        if own := found.get(self._root):
+            self._driver_bytes.append((time.monotonic() - self._began, own))
         self._driver_peak_bytes = max(
             self._driver_peak_bytes, _kib_line(f"/proc/{self._root}/status", "VmHWM:")
         )

@@ -36,9 +36,10 @@ from mer_batch.limits import ChildLimits
 from mer_batch.schema import Identity
 from mer_batch.storage import Storage, parse_uri
 from mer_batch.tag import Scores
+from tests.benchmarks.jobs import N_CORES, machine
+from tests.benchmarks.music import KINDS, files_of, kinds_there, spread
 from tests.benchmarks.report import replace_chapter
 from tests.benchmarks.slow_store import BUCKET
-from tests.benchmarks.tagging import N_CORES, kinds_of_files, machine, spread
 from tests.sounds import wav
 
 _STORE_CORE, _WORKER_CORE = 0, N_CORES - 1
@@ -198,9 +199,7 @@ def large_files(scratch: Path) -> dict[str, list[Path]]:
 
 def cases(scratch: Path, n_tracks: int) -> list[Case]:
     """What is measured."""
-    small = [
-        Case(described, clips, n_tracks) for described, clips in kinds_of_files(scratch).items()
-    ]
+    small = [Case(KINDS[kind], files_of(kind, scratch), n_tracks) for kind in kinds_there()]
     large = [Case(described, clips, _N_LARGE) for described, clips in large_files(scratch).items()]
     usual = small[0]
     special = [

@@ -13,56 +13,19 @@ import argparse
 import datetime
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from tests.benchmarks.jobs import N_CORES, machine
+from tests.benchmarks.processes import Usage, run_watched
 from tests.benchmarks.report import replace_chapter
 
 _N_FILES = 64
-_SAMPLE_SECONDS = 1.0
-_KINDS = {
-    "simulation": "driver",
-    "ray::block_work": "workers",
-    "ray::IDLE": "workers",
-    "default_worker": "workers",
-    "fake_decoder": "decoders, without decoding",
-    "raylet/raylet": "raylet",
-    "gcs_server": "Ray's control store",
-}
-_OTHER = "Ray's agents"
-
-
-@dataclass
-class Watched:
-    """What a run's processes have used.
-
-    Attributes
-    ----------
-    cpu_seconds : dict of str to float
-        By kind of process.
-    driver : list of tuple
-        How long the run had lasted [s], and the driver's own memory then (PSS) [bytes].
-    peak_bytes : int
-        Of all processes together (PSS).
-    seconds : float
-    """
-
-    cpu_seconds: dict[str, float] = field(default_factory=dict)
-    driver: list[tuple[float, int]] = field(default_factory=list)
-    peak_bytes: int = 0
-    seconds: float = 0.0
 
 
 def make_catalog(folder: Path, n_tracks: int, audio_bytes: int) -> Path:
@@ -85,7 +48,7 @@ def make_catalog(folder: Path, n_tracks: int, audio_bytes: int) -> Path:
     return folder / "catalog.parquet"
 
 
-def simulate(folder: Path, n_tracks: int, audio_bytes: int) -> tuple[Watched, dict[str, float]]:
+def simulate(folder: Path, n_tracks: int, audio_bytes: int) -> tuple[Usage, dict[str, float]]:
     """Tag such a catalog; returns what it took and what it has written."""
     catalog = make_catalog(folder, n_tracks, audio_bytes)
     config = folder / "tag.yaml"
@@ -95,60 +58,19 @@ def simulate(folder: Path, n_tracks: int, audio_bytes: int) -> tuple[Watched, di
     }
     content["catalog"]["version_column"] = "etag"
     config.write_text(yaml.safe_dump(content))
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.simulation", "--drive", str(config)]
+    usage = run_watched(
+        [sys.executable, "-m", "tests.benchmarks.simulation", "--drive", str(config)],
+        folder / "job.log",
     )
-    watched = watch(driver)
-    assert driver.returncode == 0, "the run failed"
     (manifest,) = folder.glob("out/runs/2*/manifest.json")
     said = json.loads(manifest.read_text())
     assert said["totals"]["n_scored"] == n_tracks
-    return watched, {
+    return usage, {
         "rate": said["tracks_per_second"],
         "part_bytes": said["n_bytes"] / n_tracks,
         "n_parts": len(list(folder.glob("out/scores/2*/*.parquet"))),
         "log_bytes": sum(file.stat().st_size for file in folder.glob("out/scores/_delta_log/*")),
     }
-
-
-def watch(driver: subprocess.Popen[bytes]) -> Watched:
-    """Look at a process and all below it until it ends."""
-    began = time.monotonic()
-    watched, cpu = Watched(), dict[int, tuple[str, float]]()
-    while driver.poll() is None:
-        n_bytes = 0
-        for process in _family(driver.pid):
-            try:
-                times, kind = process.cpu_times(), _kind(process, cpu)
-                cpu[process.pid] = kind, times.user + times.system
-                own = process.memory_full_info().pss
-            except psutil.Error:
-                continue
-            n_bytes += own
-            if process.pid == driver.pid:
-                watched.driver.append((time.monotonic() - began, own))
-        watched.peak_bytes = max(watched.peak_bytes, n_bytes)
-        time.sleep(_SAMPLE_SECONDS)
-    watched.seconds = time.monotonic() - began
-    for kind, seconds in cpu.values():
-        watched.cpu_seconds[kind] = watched.cpu_seconds.get(kind, 0.0) + seconds
-    return watched
-
-
-def _family(pid: int) -> Iterator[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        yield process
-        yield from process.children(recursive=True)
-    except psutil.Error:
-        return
-
-
-def _kind(process: psutil.Process, known: dict[int, tuple[str, float]]) -> str:
-    if process.pid in known and known[process.pid][0] != _OTHER:
-        return known[process.pid][0]
-    said = " ".join(process.cmdline()[:5])
-    return next((kind for word, kind in _KINDS.items() if word in said), _OTHER)
 
 
 def drive(config: str) -> int:
@@ -161,33 +83,28 @@ def drive(config: str) -> int:
     return run_command(["tag", config])
 
 
-def describe(watched: Watched, written: dict[str, float], n_tracks: int) -> str:
+def describe(usage: Usage, written: dict[str, float], n_tracks: int) -> str:
     """The chapter's tables."""
-    total = sum(watched.cpu_seconds.values())
+    total = sum(usage.cpu_seconds.values())
     rows = [
         f"| {kind} | {seconds:,.0f} | {1000 * seconds / n_tracks:.3f} |"
-        for kind, seconds in sorted(watched.cpu_seconds.items(), key=lambda pair: -pair[1])
+        for kind, seconds in sorted(usage.cpu_seconds.items(), key=lambda pair: -pair[1])
     ]
     rows.append(f"| all | {total:,.0f} | {1000 * total / n_tracks:.3f} |")
-    samples = watched.driver
+    samples = usage.driver_bytes
     picked = [samples[(len(samples) - 1) * tenth // 10] for tenth in range(1, 11)]
     memory = [f"| {at:,.0f} | {n_bytes / 2**20:,.0f} |" for at, n_bytes in picked]
     return _REPORT.format(
         date=datetime.date.today(),
         n_tracks=n_tracks,
-        n_cores=os.cpu_count(),
-        machine=_machine(),
-        seconds=watched.seconds,
+        n_cores=N_CORES,
+        machine=machine(),
+        seconds=usage.seconds,
         **written,
         rows="\n".join(rows),
         memory="\n".join(memory),
-        peak=watched.peak_bytes / 2**30,
+        peak=usage.peak_bytes / 2**30,
     )
-
-
-def _machine() -> str:
-    versions = ", ".join(f"{package} {version(package)}" for package in ("ray", "pyarrow"))
-    return f"{platform.machine()}, Python {platform.python_version()}, {versions}"
 
 
 _REPORT = """# The pipeline's own cost
@@ -221,8 +138,8 @@ def main() -> None:
     if chosen.drive:
         sys.exit(drive(chosen.drive))
     with tempfile.TemporaryDirectory() as name:
-        watched, written = simulate(Path(name), chosen.tracks, chosen.audio_bytes)
-    report = describe(watched, written, chosen.tracks)
+        usage, written = simulate(Path(name), chosen.tracks, chosen.audio_bytes)
+    report = describe(usage, written, chosen.tracks)
     print(report)
     replace_chapter(chosen.output, report)
 
