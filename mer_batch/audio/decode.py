@@ -32,8 +32,9 @@ Float32 = npt.NDArray[np.float32]
 #: Name and version of the decoder and the resampler: part of every ``features_id``.
 DECODER = f"libsndfile-{soundfile.__libsndfile_version__}+soxr-{soxr.__version__}"
 
-# Large blocks: soundfile pays a fixed price per read. 64 Ki samples are 1.5 s at 44.1 kHz.
-_BLOCK_SAMPLES = 65_536
+# Large blocks, 24 s at 44.1 kHz: decoder and spectrogram throw one another out of the cache, so the
+# fewer turns they take, the better. Much larger ones would have to come from memory again.
+_BLOCK_SAMPLES = 1_048_576
 _MAX_CHANNELS = 8
 _SAMPLE_RATES_HZ = range(4_000, 400_000)
 

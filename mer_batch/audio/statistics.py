@@ -25,9 +25,11 @@ _MINOR_KEY = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 
 
 _MIN_FRAMES = 12
 _ACTIVE_DB = 50.0  # frames further below the loud ones are silence
+_LOUD_QUANTILE = 0.95  # a few peaks do not set the level, nor much silence
 _RANGE_DB = 90.0  # bands further below the loud frames are noise floor
 _MAX_STEP_DB = 30.0
 _FULL_DB = 40.0  # bands further below the loud frames add nothing to how full it sounds
+_LOUDNESS_QUANTILES = (0.1, 0.25, 0.5, 0.75)
 _LOUDNESS_EXPONENT = 0.4  # perceived loudness is about a power of intensity
 _RATE_DB = (1.0, 2.0, 4.0, 8.0)
 _RAMP_DB = 0.5
@@ -36,6 +38,7 @@ _LOWEST_PITCH_HZ = 700.0  # below it mel bands are wider than a semitone
 _OCTAVES = 3
 _PITCHES_PER_OCTAVE = 24
 _N_INTERVALS = 25
+_CHORD_ROWS = [_OCTAVES * _PITCHES_PER_OCTAVE, _PITCHES_PER_OCTAVE, 2 * _PITCHES_PER_OCTAVE]
 _TEMPO_SECONDS = (0.1, 2.0)
 _N_TEMPO_RANGES = 12
 _HELD_SECONDS = 0.5
@@ -52,6 +55,8 @@ class _Sound:
         Relative to the level of the loud frames.
     level : Tensor, shape (batch, 1, n_frames) [dB]
         Of all bands together, relative to the loud frames.
+    ordered : Tensor, shape (batch, n_frames) [dB]
+        The same, upwards.
     loud : Tensor, shape (batch, 1) [dB]
         Level of the loud frames.
     active : Tensor, shape (batch, 1, n_frames)
@@ -64,11 +69,56 @@ class _Sound:
 
     db: Tensor
     level: Tensor
+    ordered: Tensor
     loud: Tensor
     active: Tensor
     steps: Tensor
     active_shares: Tensor
     steps_shares: Tensor
+
+
+class _Series:
+    """Series over time under the same weights, and their moments.
+
+    All are averaged together: a small step of torch's takes as long as a large one.
+
+    Parameters
+    ----------
+    parts : dict of str to Tensor, each of shape (batch, rows, n)
+    shares : Tensor, shape (batch, 1, n)
+        Weights that add up to 1.
+    """
+
+    def __init__(self, parts: dict[str, Tensor], shares: Tensor) -> None:
+        self._shares = shares
+        self._rows: dict[str, slice] = {}
+        for name, part in parts.items():
+            begin = sum(rows.stop - rows.start for rows in self._rows.values())
+            self._rows[name] = slice(begin, begin + part.shape[1])
+        values = torch.cat(list(parts.values()), dim=1)
+        self._mean = _mean(values, shares)
+        self.deviations = values.sub_(self._mean[..., None])
+        self._variance = _mean(self.deviations.square(), shares)
+        self._std = (self._variance + 1e-6).sqrt()
+
+    def mean(self, name: str) -> Tensor:
+        """Of a part: (batch, rows)."""
+        return self._mean[:, self._rows[name]]
+
+    def std(self, name: str) -> Tensor:
+        """Standard deviation of a part: (batch, rows)."""
+        return self._std[:, self._rows[name]]
+
+    def kurtosis(self, name: str, *, least_variance: float) -> Tensor:
+        """Fourth moment over the square of the variance: (batch, rows)."""
+        rows = self._rows[name]
+        fourth = _mean(self.deviations[:, rows].square().square_(), self._shares)
+        return fourth / self._variance[:, rows].clamp_min(least_variance).square()
+
+    def skewness(self, name: str) -> Tensor:
+        """Third moment over the cube of the deviation: (batch, rows)."""
+        rows = self._rows[name]
+        return _mean(self.deviations[:, rows] ** 3, self._shares) / self._std[:, rows] ** 3
 
 
 class Statistics(nn.Module):
@@ -80,32 +130,39 @@ class Statistics(nn.Module):
         Of the spectrograms; see ``MelParameters``.
     """
 
-    dct: Tensor
     sharpen: Tensor
+    outlines: Tensor
     by8: Tensor
-    by20: Tensor
     ranges: Tensor
-    pitches: Tensor
-    keys: Tensor
+    chords: Tensor
+    rate_offsets: Tensor
+    pulse_rows: Tensor
+    pulse_lags: Tensor
+    quantiles: Tensor
 
     def __init__(
         self, *, n_mels: int, sample_rate: int, hop_length: int, fmin: float, fmax: float
     ) -> None:
         super().__init__()
         self._frame_seconds = hop_length / sample_rate
-        matrices = {
-            "dct": _cosines(_N_CEPSTRA, n_mels),
+        by8, by20 = _range_means(8, n_mels), _range_means(20, n_mels)
+        constants = {
             "sharpen": torch.eye(n_mels) - _smoothing(n_mels),
-            "by8": _range_means(8, n_mels),
-            "by20": _range_means(20, n_mels),
+            # The cosine transform, 20 ranges and 8.
+            "outlines": torch.cat([_cosines(_N_CEPSTRA, n_mels), by20, by8]),
+            "by8": by8,
             # All bands, then four ranges, upwards.
             "ranges": torch.cat([_range_means(1, n_mels), _range_means(4, n_mels)]),
-            "pitches": _pitch_grid(n_mels, fmin, fmax),
-            "keys": _key_profiles(),
+            "chords": _chords(n_mels, fmin, fmax),
+            "rate_offsets": 0.5 - torch.tensor(_RATE_DB)[:, None, None] / _RAMP_DB,
+            # Among the changes: rises of all bands, the lowest and the highest; strokes of all.
+            "pulse_rows": torch.tensor([0, 1, 4, 5]),
+            "pulse_lags": _tempo_lags(self._frame_seconds),
+            "quantiles": torch.tensor([*_LOUDNESS_QUANTILES, _LOUD_QUANTILE]),
         }
-        for name, matrix in matrices.items():
+        for name, constant in constants.items():
             # Not persistent: a checkpoint holds what was learned, these follow from parameters.
-            self.register_buffer(name, matrix, persistent=False)
+            self.register_buffer(name, constant, persistent=False)
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """(batch, n_mels, n_frames) [dB] to (batch, n_statistics)."""
@@ -113,7 +170,7 @@ class Statistics(nn.Module):
 
     def sizes(self) -> dict[str, int]:
         """Number of statistics in each group, by name."""
-        silence = torch.zeros(1, self.dct.shape[1], _MIN_FRAMES)
+        silence = torch.zeros(1, self.sharpen.shape[1], _MIN_FRAMES)
         return {name: values.shape[1] for name, values in self.groups(silence).items()}
 
     def groups(self, log_mel: Tensor) -> dict[str, Tensor]:
@@ -121,57 +178,87 @@ class Statistics(nn.Module):
         missing = _MIN_FRAMES - log_mel.shape[2]
         if missing > 0:
             log_mel = functional.pad(log_mel, (0, missing), mode="replicate")
-        sound = _without_gain(log_mel)
+        sound = self._without_gain(log_mel)
         # Peaks across bands: what is left of a frame without its smooth outline. In place, here
         # and below, because fresh memory costs as much as arithmetic.
         peaks = _product(self.sharpen, sound.db).mul_(sound.active)
+        outlines = _product(self.outlines, sound.db)
+        cepstra, by20, by8 = torch.split(outlines, [_N_CEPSTRA, 20, 8], dim=1)
+        states = _Series(
+            {
+                "cepstra": cepstra,
+                "by20": by20,
+                "by8": by8,
+                "fullness": self._by_range(_above(sound.db, -_FULL_DB)),
+                "peaks": _product(self.by8, peaks.abs()),
+                "level": sound.level,
+            },
+            sound.active_shares,
+        )
         steps = sound.db.diff(dim=2).clamp_(-_MAX_STEP_DB, _MAX_STEP_DB)
-        rises, falls = self._by_range(steps.clamp_min(0)), self._by_range(-steps.clamp_max_(0))
-        strokes = self._strokes(sound)
-        pulse = self._pulse(sound, torch.cat([rises[:, [0, 1, 4]], strokes[:, :1]], dim=1))
-        intervals, keys = self._harmony(sound, peaks)
-        by20 = _product(self.by20, sound.db)
+        rises = self._by_range(steps.clamp_min(0))
+        changes = _Series(
+            {
+                "rises": rises,
+                "strokes": self._strokes(sound),
+                "falls": self._by_range(steps.clamp_max_(0).neg_()),
+                "by20": by20.diff(dim=2).abs_(),
+                "level": sound.level.diff(dim=2).abs_(),
+            },
+            sound.steps_shares,
+        )
+        pulse = self._pulse(sound, changes)
+        intervals, keys = self._harmony(peaks)
         return {
-            "spectrum": _mean(by20, sound.active_shares),
-            "movement": _std(_product(self.dct, sound.db), sound.active_shares),
-            "flux": _flux(sound, by20),
-            "loudness": _loudness(sound),
-            "fullness": self._fullness(sound),
-            "evenness": self._evenness(sound),
-            "onsets": _changes(sound, strokes),
-            "decays": _changes(sound, falls),
+            "spectrum": states.mean("by20"),
+            "movement": states.std("cepstra"),
+            "flux": _flux(changes),
+            "loudness": self._loudness(sound, states, changes),
+            "fullness": _fullness(states),
+            "evenness": _evenness(states),
+            "onsets": _suddenness(changes, "strokes"),
+            "decays": _suddenness(changes, "falls"),
             "rates": self._rates(sound, rises),
             "pulse": pulse[:, : 3 * _N_TEMPO_RANGES],
             "beat": pulse[:, 3 * _N_TEMPO_RANGES :],
-            "tones": self._tones(sound, peaks),
+            "tones": self._tones(sound, states, peaks),
             "intervals": intervals,
             "keys": keys,
         }
 
-    def _fullness(self, sound: _Sound) -> Tensor:
-        """How many bands sound at once: mean and deviation of their share, mean in four ranges."""
-        share = self._by_range((sound.db > -_FULL_DB).to(sound.db.dtype))
-        mean, std = (f(share, sound.active_shares) for f in (_mean, _std))
-        return torch.cat([mean[:, :1], std[:, :1], mean[:, 1:]], dim=1)
-
-    def _evenness(self, sound: _Sound) -> Tensor:
-        """Whether each of eight ranges sounds all the time or now and then: log kurtosis."""
-        ranges = _product(self.by8, sound.db)
-        deviations = ranges - _mean(ranges, sound.active_shares)[..., None]
-        squares = deviations.square_()
-        variance = _mean(squares, sound.active_shares).clamp_min(0.25)
-        return (
-            (_mean(squares.square_(), sound.active_shares) / variance.square()).clamp(0, 15).log1p()
-        )
+    def _without_gain(self, log_mel: Tensor) -> _Sound:
+        """Measure levels against those of the loud frames, and find the silent ones."""
+        level = _power(log_mel).sum(dim=1).log10_().mul_(10)
+        ordered = level.sort(dim=1).values
+        n_heard = (ordered > ordered[:, -1:] - 60).sum(dim=1, keepdim=True)
+        loud = _quantiles_of_last(ordered, n_heard, self.quantiles[-1:])
+        db = log_mel.maximum((loud - _RANGE_DB)[..., None]).sub_(loud[..., None])
+        level, ordered = (level - loud)[:, None], ordered - loud
+        active = _above(level, -_ACTIVE_DB)
+        steps = active[..., 1:] * active[..., :-1]
+        return _Sound(db, level, ordered, loud, active, steps, _shares(active), _shares(steps))
 
     def _by_range(self, values: Tensor) -> Tensor:
-        """Means of all bands, then of four ranges, upwards: (batch, 5, n_frames - 1)."""
+        """Means of all bands, then of four ranges, upwards: (batch, 5, n)."""
         return _product(self.ranges, values)
 
     def _strokes(self, sound: _Sound) -> Tensor:
         """Rises of perceived loudness, where a loud drum counts for more than a faint rustle."""
-        loudness = (sound.db * (_LOUDNESS_EXPONENT * math.log(10) / 10)).exp_().mul_(10)
-        return self._by_range(loudness.diff(dim=2).clamp_min_(0))
+        loudness = (sound.db * (_LOUDNESS_EXPONENT * math.log(10) / 10)).exp_()
+        return self._by_range(loudness.diff(dim=2).clamp_min_(0)).mul_(10)
+
+    def _loudness(self, sound: _Sound, states: _Series, changes: _Series) -> Tensor:
+        """How loud, and how much that varies.
+
+        Level of the loud frames and of the mean power [dB]; then relative to the loud frames the
+        10th, 25th, 50th and 75th percentile, the deviation, and the mean change between frames.
+        """
+        power = _mean(_power(sound.level), sound.active_shares)
+        mean = sound.loud + (power + 1e-10).log10_().mul_(10)
+        n_active = sound.active.sum(dim=2).long()
+        quantiles = _quantiles_of_last(sound.ordered, n_active, self.quantiles[:-1])
+        varies = states.std("level"), changes.mean("level")
+        return torch.cat([sound.loud, mean, quantiles, *varies], dim=1)
 
     def _rates(self, sound: _Sound, rises: Tensor) -> Tensor:
         """How often something begins: per second, peaks of the rise above 1, 2, 4 and 8 dB.
@@ -182,57 +269,44 @@ class Statistics(nn.Module):
         """
         inner = rises[..., 1:-1]
         is_peak = (inner > rises[..., :-2]) & (inner >= rises[..., 2:])
-        levels = torch.tensor(_RATE_DB, device=rises.device)[:, None, None]
-        per_second = [
-            _mean(((values[:, None] - levels) / _RAMP_DB + 0.5).clamp_(0, 1).flatten(1, 2), shares)
-            / self._frame_seconds
-            for values, shares in (
-                (inner * is_peak, _shares(sound.steps[..., 1:-1])),
-                (rises, sound.steps_shares),
-            )
-        ]
-        return torch.cat(per_second, dim=1)
+        shares = []
+        for values, weights in (
+            (inner * is_peak, _shares(sound.steps[..., 1:-1])),
+            (rises, sound.steps_shares),
+        ):
+            above = torch.add(self.rate_offsets, values[:, None], alpha=1 / _RAMP_DB).clamp_(0, 1)
+            shares.append(_mean(above.flatten(1, 2), weights))
+        return torch.cat(shares, dim=1) / self._frame_seconds
 
-    def _pulse(self, sound: _Sound, rises: Tensor) -> Tensor:
+    def _pulse(self, sound: _Sound, changes: _Series) -> Tensor:
         """How regularly rises return after 0.1 to 2 s: autocorrelation, the peak in 12 ranges.
 
         A steady fast beat is the plainest sign of arousal.
         """
-        centred = (rises - _mean(rises, sound.steps_shares)[..., None]) * sound.steps
+        centred = changes.deviations.index_select(1, self.pulse_rows) * sound.steps
         n = centred.shape[2]
-        first, last = _TEMPO_SECONDS
-        ratios = [(last / first) ** (i / _N_TEMPO_RANGES) for i in range(_N_TEMPO_RANGES + 1)]
-        edges = [round(first * ratio / self._frame_seconds) for ratio in ratios]
-        correlation = _autocorrelation(centred, edges[-1] + 1)
+        n_lags = int(self.pulse_lags[-1, -1]) + 1
+        correlation = _autocorrelation(centred, n_lags)
         # A lag of half the clip has half the terms; below a quarter the estimate is only noise.
-        lags = torch.arange(edges[-1] + 1, device=centred.device)
-        correlation = correlation * (n / (n - lags).clamp_min(max(n // 4, 1)))
+        lags = torch.arange(n_lags, device=centred.device)
+        correlation = correlation * (n / (n - lags).clamp_min_(max(n // 4, 1)))
         correlation = correlation / correlation[..., :1].clamp_min(1e-6)
-        # One look-up and one maximum, whatever the number of ranges: a small step of torch's takes
-        # as long as a large one.
-        longest = max(stop - start for start, stop in pairwise(edges))
-        steps = torch.arange(max(longest, 1), device=centred.device)
-        within = torch.tensor(
-            [(start, max(stop - 1, start)) for start, stop in pairwise(edges)],
-            device=centred.device,
-        )
-        at = torch.minimum(within[:, :1] + steps, within[:, 1:])
-        return correlation[..., at].amax(dim=3).flatten(1)
+        return correlation[..., self.pulse_lags].amax(dim=3).flatten(1)
 
-    def _tones(self, sound: _Sound, peaks: Tensor) -> Tensor:
+    def _tones(self, sound: _Sound, states: _Series, peaks: Tensor) -> Tensor:
         """How tonal the sound is, in eight ranges, and how long its tones are held.
 
         Mean and deviation of the peaks' height, and the share of it that survives averaging over
         half a second: noise has low peaks that do not last.
         """
-        height = _product(self.by8, peaks.abs())
-        mean = _mean(height, sound.active_shares)
-        weight = _shares(_window_means(sound.active, self._n_frames(_HELD_SECONDS)))
-        lasting = _window_means(peaks, self._n_frames(_HELD_SECONDS))
-        held = _mean(_product(self.by8, lasting.abs_()), weight) / mean.clamp_min(0.1)
-        return torch.cat([mean, _std(height, sound.active_shares), held], dim=1)
+        mean = states.mean("peaks")
+        n_frames = self._n_frames(_HELD_SECONDS)
+        weight = _shares(_window_means(sound.active, n_frames))
+        lasting = _mean(_window_means(peaks, n_frames).abs_(), weight)
+        held = _product(self.by8, lasting[..., None]).squeeze(2) / mean.clamp_min(0.1)
+        return torch.cat([mean, states.std("peaks"), held], dim=1)
 
-    def _harmony(self, sound: _Sound, peaks: Tensor) -> tuple[Tensor, Tensor]:
+    def _harmony(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
         """Which intervals sound together, and how major or minor that is, chord by chord.
 
         The peaks of each second are laid on a grid of quarter tones. Its autocorrelation says
@@ -242,88 +316,69 @@ class Statistics(nn.Module):
         close to a semitone wide, so this is a hint, not a transcription.
         """
         seconds = _window_means(peaks.clamp_min(0), self._n_frames(_CHORD_SECONDS))
-        grid = _product(self.pitches, seconds).transpose(1, 2)  # (batch, n_windows, n_pitches)
-        octaves = grid.reshape(*grid.shape[:2], _OCTAVES, _PITCHES_PER_OCTAVE)
-        chroma = octaves.mean(dim=2)
-        chroma = chroma - chroma.mean(dim=2, keepdim=True)
-        norm = chroma.norm(dim=2, keepdim=True).clamp_min(0.03)
+        chords = _product(self.chords, seconds)  # each (batch, rows, n_windows)
+        grid, chroma, fits = torch.split(chords, _CHORD_ROWS, dim=1)
+        norm = chroma.norm(dim=1, keepdim=True).clamp_min_(0.03)
         # Seconds with clear chords count for more than seconds of noise.
-        weight = norm / norm.sum(dim=1, keepdim=True)
+        weight = norm / norm.sum(dim=2, keepdim=True)
 
-        centred = grid - grid.mean(dim=2, keepdim=True)
-        correlation = _autocorrelation(centred, _N_INTERVALS + 1)
-        correlation = correlation / centred.square().sum(dim=2, keepdim=True).clamp_min(0.001)
-        intervals = (correlation[..., 1:] * weight).sum(dim=1)
+        correlation = _autocorrelation(grid.mT, _N_INTERVALS + 1).mT
+        correlation = correlation[:, 1:] / correlation[:, :1].clamp_min(0.001)
+        intervals = _mean(correlation, weight)
 
-        fits = (chroma @ self.keys).reshape(*grid.shape[:2], 2, _PITCHES_PER_OCTAVE)
-        fit = fits.amax(dim=3) / norm
-        fit = torch.cat([fit, fit[..., :1] - fit[..., 1:]], dim=2)
-        keys = torch.cat([(fit * weight).sum(dim=1), fit.std(dim=1, unbiased=False)], dim=1)
-        return intervals, keys
+        fit = fits.reshape(len(fits), 2, _PITCHES_PER_OCTAVE, -1).amax(dim=2) / norm
+        fit = torch.cat([fit, fit[:, :1] - fit[:, 1:]], dim=1)
+        return intervals, torch.cat([_mean(fit, weight), fit.std(dim=2, unbiased=False)], dim=1)
 
     def _n_frames(self, seconds: float) -> int:
         return max(1, int(seconds / self._frame_seconds))
 
 
-def _without_gain(log_mel: Tensor) -> _Sound:
-    """Measure levels against those of the loud frames, and find the silent ones."""
-    level = 10 * torch.log10(_power(log_mel).sum(dim=1))
-    # The 95th percentile of what is heard at all: a few peaks do not set it, nor much silence.
-    heard = level > level.amax(dim=1, keepdim=True) - 60
-    loud = _quantiles(level, heard, torch.tensor([0.95], device=level.device))
-    active = (level > loud - _ACTIVE_DB).to(log_mel.dtype)[:, None]
-    db = log_mel.maximum((loud - _RANGE_DB)[..., None]).sub_(loud[..., None])
-    steps = active[..., 1:] * active[..., :-1]
-    relative = (level - loud)[:, None]
-    return _Sound(db, relative, loud, active, steps, _shares(active), _shares(steps))
+def _flux(changes: _Series) -> Tensor:
+    """How much each of 20 ranges changes from frame to frame: log mean |difference|.
 
-
-def _loudness(sound: _Sound) -> Tensor:
-    """How loud, and how much that varies.
-
-    Level of the loud frames and of the mean power [dB]; then relative to the loud frames the
-    10th, 25th, 50th and 75th percentile, the deviation, and the mean change between frames.
+    Dense, noisy and busy textures move all the time, held chords do not.
     """
-    level = sound.level.clamp_min(-60)
-    mean = sound.loud + 10 * torch.log10(_mean(_power(sound.level), sound.active_shares) + 1e-10)
-    probabilities = torch.tensor([0.1, 0.25, 0.5, 0.75], device=level.device)
-    quantiles = _quantiles(level[:, 0], sound.active[:, 0] > 0, probabilities)
-    change = _mean(level.diff(dim=2).abs_(), sound.steps_shares)
-    return torch.cat([sound.loud, mean, quantiles, _std(level, sound.active_shares), change], dim=1)
+    return changes.mean("by20").clamp_min(0.01).log()
 
 
-def _quantiles(values: Tensor, counts: Tensor, probabilities: Tensor) -> Tensor:
-    """Quantiles of the values that count, linear in between: (batch, n), same, (k,) to (batch, k).
-
-    What ``nanquantile`` gives, in a third of its time.
-    """
-    ordered = values.masked_fill(~counts, torch.inf).sort(dim=1).values
-    last = counts.sum(dim=1, keepdim=True) - 1
-    at = probabilities * last
-    below = at.floor().long()
-    above = torch.minimum(below + 1, last)
-    return ordered.gather(1, below).lerp(ordered.gather(1, above), at - below)
+def _fullness(states: _Series) -> Tensor:
+    """How many bands sound at once: mean and deviation of their share, mean in four ranges."""
+    mean, std = states.mean("fullness"), states.std("fullness")
+    return torch.cat([mean[:, :1], std[:, :1], mean[:, 1:]], dim=1)
 
 
-def _changes(sound: _Sound, changes: Tensor) -> Tensor:
+def _evenness(states: _Series) -> Tensor:
+    """Whether each of eight ranges sounds all the time or now and then: log kurtosis."""
+    return states.kurtosis("by8", least_variance=0.25).clamp_(0, 15).log1p()
+
+
+def _suddenness(changes: _Series, name: str) -> Tensor:
     """How strong, how uneven and how sudden rises or falls are.
 
     Log mean, log deviation and skewness over time. Drums are few and sudden, bowed strings
     neither.
     """
-    mean, std = _mean(changes, sound.steps_shares), _std(changes, sound.steps_shares)
-    skewness = _mean((changes - mean[..., None]) ** 3, sound.steps_shares) / std**3
-    logs = [mean.clamp_min(0.01).log(), std.clamp_min(0.01).log()]
-    return torch.cat([*logs, skewness.clamp(-5, 20)], dim=1)
+    logs = torch.cat([changes.mean(name), changes.std(name)], dim=1).clamp_min(0.01).log()
+    return torch.cat([logs, changes.skewness(name).clamp(-5, 20)], dim=1)
 
 
-def _flux(sound: _Sound, by20: Tensor) -> Tensor:
-    """How much each of 20 ranges changes from frame to frame: log mean |difference|.
+def _quantiles_of_last(ordered: Tensor, n_last: Tensor, probabilities: Tensor) -> Tensor:
+    """Quantiles of the last values of a row, linear in between.
 
-    Dense, noisy and busy textures move all the time, held chords do not.
+    (batch, n) upwards, (batch, 1), (k,) to (batch, k).
     """
-    change = by20.diff(dim=2).abs_()
-    return _mean(change, sound.steps_shares).clamp_min(0.01).log()
+    at = probabilities * (n_last - 1)
+    below = at.floor()
+    first = below.long().add_(ordered.shape[1] - n_last)
+    following = (first + 1).clamp_max_(ordered.shape[1] - 1)
+    return ordered.gather(1, first).lerp(ordered.gather(1, following), at.sub_(below))
+
+
+def _above(values: Tensor, level: float) -> Tensor:
+    """1 where a value is above a level, else 0."""
+    # Not `(values > level).to(...)`: to convert a mask takes seven times as long.
+    return torch.gt(values, level, out=torch.empty_like(values))
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
@@ -350,12 +405,6 @@ def _mean(values: Tensor, shares: Tensor) -> Tensor:
     return torch.bmm(values, shares.mT).squeeze(2)
 
 
-def _std(values: Tensor, shares: Tensor) -> Tensor:
-    """Weighted standard deviation over time, as :func:`_mean`."""
-    deviations = values - _mean(values, shares)[..., None]
-    return (_mean(deviations.square_(), shares) + 1e-6).sqrt()
-
-
 def _autocorrelation(values: Tensor, n_lags: int) -> Tensor:
     """Autocorrelation over the last axis at lags 0 to `n_lags` - 1, not normalised."""
     # Enough zeros that lags do not wrap around, and a size that transforms are quick at.
@@ -368,7 +417,8 @@ def _autocorrelation(values: Tensor, n_lags: int) -> Tensor:
 def _window_means(values: Tensor, length: int) -> Tensor:
     """Means over windows of `length` frames that overlap by half: (batch, rows, n_windows)."""
     length = min(length, values.shape[2])
-    return functional.avg_pool1d(values, length, max(length // 2, 1))
+    # What ``avg_pool1d`` gives, in half of its time.
+    return values.unfold(2, length, max(length // 2, 1)).mean(dim=3)
 
 
 def _cosines(n_cepstra: int, n_mels: int) -> Tensor:
@@ -406,11 +456,35 @@ def _pitch_grid(n_mels: int, fmin: float, fmax: float) -> Tensor:
     return torch.from_numpy(np.stack(rows, axis=1)).float()
 
 
+def _chords(n_mels: int, fmin: float, fmax: float) -> Tensor:
+    """From bands to a grid of pitches, to its mean octave, and to how well that fits each key.
+
+    Grid and octave are centred, so one matrix does it all: shape (sum(_CHORD_ROWS), n_mels).
+    """
+    grid = _pitch_grid(n_mels, fmin, fmax)
+    chroma = grid.reshape(_OCTAVES, _PITCHES_PER_OCTAVE, n_mels).mean(dim=0)
+    chroma = chroma - chroma.mean(dim=0)
+    return torch.cat([grid - grid.mean(dim=0), chroma, _key_profiles() @ chroma])
+
+
 def _key_profiles() -> Tensor:
-    """Unit vectors of the 24 shifts of both keys, shape (24, 48): major first."""
+    """Unit vectors of the 24 shifts of both keys, shape (48, 24): major first."""
     profiles = torch.tensor([_MAJOR_KEY, _MINOR_KEY])
     profiles = profiles - profiles.mean(dim=1, keepdim=True)
     profiles = profiles.repeat_interleave(_PITCHES_PER_OCTAVE // 12, dim=1)
     profiles = profiles / profiles.norm(dim=1, keepdim=True)
     shifts = [profiles.roll(shift, dims=1) for shift in range(_PITCHES_PER_OCTAVE)]
-    return torch.stack(shifts, dim=1).flatten(0, 1).T.contiguous()
+    return torch.stack(shifts, dim=1).flatten(0, 1)
+
+
+def _tempo_lags(frame_seconds: float) -> Tensor:
+    """The lags [frames] of each range of tempo, the last one repeated to make a table."""
+    first, last = _TEMPO_SECONDS
+    ratios = [(last / first) ** (i / _N_TEMPO_RANGES) for i in range(_N_TEMPO_RANGES + 1)]
+    edges = [round(first * ratio / frame_seconds) for ratio in ratios]
+    longest = max(stop - start for start, stop in pairwise(edges))
+    lags = [
+        [min(start + step, max(stop - 1, start)) for step in range(max(longest, 1))]
+        for start, stop in pairwise(edges)
+    ]
+    return torch.tensor(lags)

@@ -55,16 +55,17 @@ def grouped(
     return {name: values[0].numpy() for name, values in groups.items()}
 
 
-def test_pitch_grid_lies_where_librosa_has_its_bands(statistics: Statistics) -> None:
+def test_pitch_grid_lies_where_librosa_has_its_bands() -> None:
     centres = librosa.mel_frequencies(MEL.n_mels + 2, fmin=MEL.fmin, fmax=MEL.fmax)[1:-1]
     # A grid that interpolates over log frequency gives back log frequency itself.
-    octaves = statistics.pitches @ torch.from_numpy(np.log2(centres)).float()
+    grid = kernel._pitch_grid(MEL.n_mels, MEL.fmin, MEL.fmax)
+    octaves = grid @ torch.from_numpy(np.log2(centres)).float()
     expected = np.log2(700) + np.arange(72) / 24
     np.testing.assert_allclose(octaves.numpy(), expected, atol=1e-5)
 
 
 def test_cosine_transform_is_orthonormal_beyond_its_first_row(statistics: Statistics) -> None:
-    rows = statistics.dct[1:]
+    rows = statistics.outlines[1 : kernel._N_CEPSTRA]
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
 
 
@@ -218,18 +219,44 @@ def test_autocorrelation_equals_the_sum() -> None:
     torch.testing.assert_close(kernel._autocorrelation(values, 20), expected)
 
 
-def test_mean_and_deviation_equal_numpy() -> None:
+def test_moments_of_series_equal_numpy() -> None:
     rng = np.random.default_rng(0)
-    values, weights = rng.standard_normal((2, 4, 30)), rng.random((2, 1, 30))
+    parts = {name: rng.standard_normal((2, rows, 30)) ** 2 for name, rows in (("a", 4), ("b", 3))}
+    weights = rng.random((2, 1, 30))
     shares = kernel._shares(torch.from_numpy(weights))
-    mean = kernel._mean(torch.from_numpy(values), shares).numpy()
-    std = kernel._std(torch.from_numpy(values), shares).numpy()
-    expected = np.array(
-        [[np.average(row, weights=w[0]) for row in v] for v, w in zip(values, weights, strict=True)]
+    series = kernel._Series({name: torch.from_numpy(v) for name, v in parts.items()}, shares)
+    for name, values in parts.items():
+
+        def over_time(each: np.ndarray) -> np.ndarray:
+            return (weights * each).sum(axis=2) / weights.sum(axis=2)
+
+        mean = over_time(values)
+        deviations = values - mean[..., None]
+        variance, third, fourth = (over_time(deviations**power) for power in (2, 3, 4))
+        np.testing.assert_allclose(series.mean(name), mean)
+        np.testing.assert_allclose(series.std(name), np.sqrt(variance), rtol=1e-5)
+        np.testing.assert_allclose(series.skewness(name), third / variance**1.5, rtol=1e-4)
+        kurtosis = series.kurtosis(name, least_variance=0.01)
+        np.testing.assert_allclose(kurtosis, fourth / variance**2)
+
+
+def test_quantiles_of_the_last_equal_numpy() -> None:
+    ordered = np.sort(np.random.default_rng(0).standard_normal((3, 40)))
+    n_last, probabilities = np.array([[40], [17], [1]]), np.array([0.0, 0.3, 0.95, 1.0])
+    found = kernel._quantiles_of_last(
+        torch.from_numpy(ordered), torch.from_numpy(n_last), torch.from_numpy(probabilities)
     )
-    np.testing.assert_allclose(mean, expected)
-    variance = (weights * (values - expected[..., None]) ** 2).sum(2) / weights.sum(2)
-    np.testing.assert_allclose(std, np.sqrt(variance), rtol=1e-5)
+    expected = [
+        np.quantile(row[40 - n :], probabilities) for row, (n,) in zip(ordered, n_last, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_window_means_equal_numpy() -> None:
+    values = np.random.default_rng(0).standard_normal((2, 3, 50))
+    found = kernel._window_means(torch.from_numpy(values), 9)
+    expected = [values[..., begin : begin + 9].mean(axis=2) for begin in range(0, 42, 4)]
+    np.testing.assert_allclose(found, np.stack(expected, axis=2))
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 11, 12, 13, 22, 46, 646])
