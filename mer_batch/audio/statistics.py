@@ -160,6 +160,7 @@ class Statistics(nn.Module):
             "pulse_lags": _tempo_lags(self._frame_seconds),
             "quantiles": torch.tensor([*_LOUDNESS_QUANTILES, _LOUD_QUANTILE]),
         }
+        self._n_lags = int(constants["pulse_lags"][-1, -1]) + 1
         for name, constant in constants.items():
             # Not persistent: a checkpoint holds what was learned, these follow from parameters.
             self.register_buffer(name, constant, persistent=False)
@@ -285,10 +286,9 @@ class Statistics(nn.Module):
         """
         centred = changes.deviations.index_select(1, self.pulse_rows) * sound.steps
         n = centred.shape[2]
-        n_lags = int(self.pulse_lags[-1, -1]) + 1
-        correlation = _autocorrelation(centred, n_lags)
+        correlation = _autocorrelation(centred, self._n_lags)
         # A lag of half the clip has half the terms; below a quarter the estimate is only noise.
-        lags = torch.arange(n_lags, device=centred.device)
+        lags = torch.arange(self._n_lags, device=centred.device)
         correlation = correlation * (n / (n - lags).clamp_min_(max(n // 4, 1)))
         correlation = correlation / correlation[..., :1].clamp_min(1e-6)
         return correlation[..., self.pulse_lags].amax(dim=3).flatten(1)

@@ -17,7 +17,7 @@ from tests.chaos.crash import check_gone
 from tests.pipelines.conftest import table
 
 #: Tracks of the catalogs that `check_exactly_once` knows; a fifth of them is broken.
-N_TRACKS = 240
+N_TRACKS = 400
 
 
 def kill(driver: subprocess.Popen[bytes]) -> None:
