@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,9 @@ os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
 
 import ray
 import ray._private.node
+import ray._private.services
+import ray._private.state
+import ray._private.utils
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mer_batch.config import RayConfig
@@ -34,6 +38,9 @@ _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 # what copies workers' logs to the driver. Their imports and their end are half of Ray's start and
 # stop on two cores. No option of Ray 2.60 leaves them out.
 _SPARED = ("start_api_server", "start_monitor", "start_log_monitor")
+# How often to look whether a raylet is up, and how long, before Ray looks itself [s]: it would
+# sleep for a whole one between two looks.
+_LOOK_SECONDS, _LOOK_UNTIL_SECONDS = 0.02, 10.0
 
 # How long nodes may take to unpack a job's files, and a cluster to answer at all [s].
 _UNPACK_SECONDS = 60.0
@@ -132,18 +139,44 @@ def _start(config: RayConfig) -> None:
 
 @contextlib.contextmanager
 def _lean() -> Iterator[None]:
-    """Have a local Ray start without the processes that are spared.
+    """Have a local Ray start without the processes that are spared, and without sleeping.
 
-    A release that starts them in another way starts them all, which takes its time and does no
-    harm.
+    A release that starts in another way starts all of it, which takes its time and does no harm.
     """
-    node = ray._private.node.Node
+    private = ray._private
     with contextlib.ExitStack() as restored:
+
+        def replace(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+            if hasattr(owner, name):
+                original = getattr(owner, name)
+                restored.callback(setattr, owner, name, original)
+                setattr(owner, name, make(original))
+
         for name in _SPARED:
-            if hasattr(node, name):
-                restored.callback(setattr, node, name, getattr(node, name))
-                setattr(node, name, lambda *args, **options: None)
+            replace(private.node.Node, name, lambda _: lambda *args, **options: None)
+        # The raylet waits for its agent, which then comes without a web server.
+        replace(private.utils, "get_dashboard_dependency_error", lambda _: lambda: "not asked for")
+        replace(private.services, "get_node", _without_sleeping)
         yield
+
+
+def _without_sleeping(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+    """Ray's own look for a node that starts, begun when it is there."""
+
+    def get(gcs_address: str, node_id: str) -> Any:
+        services: Any = ray._private.services
+        deadline = time.monotonic() + _LOOK_UNTIL_SECONDS
+        with contextlib.suppress(Exception):  # what is amiss, Ray's own look will tell
+            state: Any = ray._private.state.GlobalState()  # type: ignore[no-untyped-call]
+            options = services._get_gcs_client_options(gcs_address)
+            state._initialize_global_state(options)
+            while node_id not in {node["NodeID"] for node in state.node_table()}:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_LOOK_SECONDS)
+        return get_node(gcs_address, node_id)
+
+    return get
 
 
 def _join(address: str, config: RayConfig) -> None:

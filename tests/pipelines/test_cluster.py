@@ -27,16 +27,26 @@ def test_a_night_ends_on_so_many_cpus(
 
 
 def test_a_local_ray_comes_without_what_nothing_asks(local_ray: None) -> None:
-    family = psutil.Process().children(recursive=True)
-    programs = {word.rpartition("/")[2] for process in family for word in process.cmdline()[:4]}
+    commands = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    programs = {word.rpartition("/")[2] for command in commands for word in command[:4]}
     assert "raylet" in programs
     assert not programs & {"dashboard.py", "monitor.py", "log_monitor.py"}
+    (agent,) = [w for words in commands for w in words if w.startswith("--dashboard_agent_command")]
+    assert "--minimal" in agent
 
 
 def test_ray_is_as_it_was_after_a_lean_start() -> None:
-    node = cluster.ray._private.node.Node
-    before = {name: getattr(node, name) for name in cluster._SPARED}
+    private = cluster.ray._private
+    replaced = [(private.node.Node, name) for name in cluster._SPARED]
+    replaced += [(private.utils, "get_dashboard_dependency_error"), (private.services, "get_node")]
+    before = [getattr(*place) for place in replaced]
     with pytest.raises(ZeroDivisionError), cluster._lean():
-        assert all(getattr(node, name) is not before[name] for name in before)
+        assert all(getattr(*place) is not is_ for place, is_ in zip(replaced, before, strict=True))
         raise ZeroDivisionError
-    assert {name: getattr(node, name) for name in before} == before
+    assert [getattr(*place) for place in replaced] == before
+
+
+def test_a_node_that_cannot_be_looked_for_is_rays_to_tell() -> None:
+    asked = []
+    cluster._without_sleeping(lambda *node: asked.append(node))("nowhere:1", "a node")
+    assert asked == [("nowhere:1", "a node")]
