@@ -49,7 +49,8 @@ def _decode() -> Tagger:
             if n_values > len(buffer):
                 buffer = np.empty(n_values, np.float32)
             read = sound.read(out=buffer[:n_values].reshape(-1, sound.channels))
-            assert len(read) == sound.frames, f"{path} is cut short"
+            # A stream without a tag has only an estimate of its length.
+            assert len(read) > 0.98 * sound.frames, f"{path} is cut short"
         return math.nan, math.nan
 
     return decode
