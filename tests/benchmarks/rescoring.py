@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from mer_batch.block import Job
 from mer_batch.catalog import read_catalog
 from mer_batch.checkpoint import builtin_checkpoint
-from mer_batch.config import CatalogConfig, StorageConfig
+from mer_batch.config import CatalogConfig, ExtractConfig, StorageConfig
 from mer_batch.ledger import Ledger, Part
 from mer_batch.limits import ChildLimits
+from mer_batch.pipelines.session import held
 from mer_batch.plan import make_plan, with_features
 from mer_batch.rescore import Rescorer
 from mer_batch.schema import Identity
@@ -89,7 +90,7 @@ def measure_many(clips: list[Path], scratch: Path, n_tracks: int, n_many: int) -
     seconds, extracted = job("extract", few, kept)
     mp3_seconds, decoded = job("tag", few, scratch / "from-mp3-many")
     spread(clips, many, n_many)
-    plant(kept, few, many, n_tracks, n_many)
+    plant(kept, many, n_tracks, n_many)
     features_seconds, rescored = job("tag", many, kept)
     assert rescored["n_rescored"] == n_many
     scale = n_many / n_tracks
@@ -100,36 +101,40 @@ def measure_many(clips: list[Path], scratch: Path, n_tracks: int, n_many: int) -
     )
 
 
-def plant(output: Path, few: Path, many: Path, n_few: int, n_many: int) -> None:
+def plant(output: Path, many: Path, n_few: int, n_many: int) -> None:
     """Features of many tracks, out of those of the few whose files they are."""
-    storage, place = Storage(StorageConfig()), parse_uri(str(output))
-    ledger = Ledger(storage, place, pa.string(), product="features")
-    parts = sorted(output.glob("features/2*/*.parquet"))
-    planted: list[Part] = []
-    (output / "features" / "planted").mkdir()
-    for first in range(n_few, n_many, n_few):
-        for part in parts:
-            rows = pq.read_table(part)
-            numbers = rows["track_id"].cast(pa.string()).to_pylist()
-            ids = [f"{int(Path(name).stem) + first:06}.mp3" for name in numbers]
-            rows = rows.set_column(
-                rows.schema.get_field_index("track_id"), rows.schema.field("track_id"), [ids]
-            )
-            uris = [str(many / name) for name in ids]
-            rows = rows.set_column(
-                rows.schema.get_field_index("audio_uri"), rows.schema.field("audio_uri"), [uris]
-            )
-            rows = rows.filter(pc.less(rows["track_id"], f"{n_many:06}"))
-            if not len(rows):
-                continue
-            path = f"planted/{first:06}-{part.name}"
-            with (output / "features" / path).open("wb") as sink:
-                writer = open_writer(sink, rows.schema)
-                writer.write_table(rows, row_group_size=GROUP_ROWS)
-                writer.close()
-            size = (output / "features" / path).stat().st_size
-            planted.append(Part(path, size, len(rows)))
-    ledger.commit_parts(planted, run_id="planted", sequence=1)
+    storage, product = Storage(StorageConfig()), "features"
+    config = ExtractConfig.model_validate(
+        {"catalog": {"uri": str(many)}, "output": {"uri": str(output)}}
+    )
+    parts = sorted((output / product).glob("2*/*.parquet"))
+    with held(config, Console(quiet=True), storage, pa.string(), product="features") as holding:
+        folder = output / product / holding.run.run_id
+        folder.mkdir()
+        planted = [
+            planted_part(part, folder / f"part-{first:06}-{part.name}", many, first)
+            for first in range(n_few, n_many, n_few)
+            for part in parts
+        ]
+        holding.ledger.commit_parts(planted, run_id=holding.run.run_id, sequence=1)
+
+
+def planted_part(part: Path, path: Path, many: Path, first: int) -> Part:
+    """A part again, its tracks numbered from `first` on; more of them than there are do no harm."""
+    rows = pq.read_table(part)
+    numbers = [int(Path(name).stem) for name in rows["track_id"].to_pylist()]
+    names = [f"{number + first:06}.mp3" for number in numbers]
+    for column, values in (
+        ("track_id", names),
+        ("audio_uri", [str(many / name) for name in names]),
+    ):
+        field = rows.schema.field(column)
+        rows = rows.set_column(rows.schema.get_field_index(column), field, [values])
+    with path.open("wb") as sink:
+        writer = open_writer(sink, rows.schema)
+        writer.write_table(rows, row_group_size=GROUP_ROWS)
+        writer.close()
+    return Part(f"{path.parent.name}/{path.name}", path.stat().st_size, len(rows))
 
 
 def cpu_ms_a_track(paths: list[str], folder: Path, output: Path) -> tuple[float, float]:
@@ -153,7 +158,9 @@ def cpu_ms_a_track(paths: list[str], folder: Path, output: Path) -> tuple[float,
     limits = ChildLimits()
     from_features, _, _ = with_features(plan, ledger, identity.features_id, limits.audio)
     product = Scores(checkpoint.card_json, checkpoint.weights, "another model")
-    rescorer = Rescorer(Job(storage, place, "cpu", identity, product, limits))
+    # Into an output of its own: this one's holder has let it go, and would have parts taken back.
+    elsewhere = parse_uri(str(output.with_name("cpu")))
+    rescorer = Rescorer(Job(storage, elsewhere, "cpu", identity, product, limits))
     spans = [(part, 0, n) for part, n in enumerate(from_features.lengths())]
     (tracks,) = from_features.tracks([spans])
     block = tracks.slice(0, _CPU_TRACKS).combine_chunks()
