@@ -27,8 +27,8 @@ N_CORES = os.cpu_count() or 1
 #: What has the job decode as the floor does, whatever the system offers.
 THROUGH_LIBSNDFILE = "audio.decoder=libsndfile"
 
-# Of the libraries that the engines' jobs use: one process a core, so one thread a process.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+#: Of the libraries that the engines' jobs use: one process a core, so one thread a process.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 # Another decoder may begin some hundred samples earlier; the scores of another piece of music
 # would be a few tenths off.
@@ -92,7 +92,7 @@ class EngineJob:
             [sys.executable, "-m", module, str(music.listing), str(output),
              "--tagger", self.tagger, "--n-cores", str(N_CORES)],
             scratch / "job.log",
-            _ONE_THREAD,
+            ONE_THREAD,
         )  # fmt: skip
         work_seconds = None
         if self.program == "pool_job":

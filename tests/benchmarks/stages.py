@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from tests.benchmarks.jobs import N_CORES
+from tests.benchmarks.jobs import N_CORES, ONE_THREAD
 
 _TRACKS_A_CORE = 150
 _WARM_UP = 5
@@ -48,6 +49,7 @@ class _Stopwatch:
 def kernel_stages(paths: list[str]) -> dict[str, float]:
     """CPU of each stage [ms a track], in one process a core at a time, as jobs run it."""
     shares = [paths[core::N_CORES][:_TRACKS_A_CORE] for core in range(N_CORES)]
+    os.environ.update(ONE_THREAD)  # of the processes to come
     with multiprocessing.get_context("spawn").Pool(N_CORES) as pool:
         found = pool.map(_stages, shares, chunksize=1)
     n_tracks = sum(len(share) for share in shares)
