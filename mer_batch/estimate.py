@@ -12,11 +12,11 @@ from mer_batch.errors import StorageError
 from mer_batch.storage import Location, Storage
 
 # Tracks a second and CPU, measured (BENCHMARKS.md): 30-s clips, from MP3 and from features.
-_DECODED = 37.0
-_RESCORED = 400.0
+_DECODED = 42.0
+_RESCORED = 650.0
 # What a run takes besides its tracks [s]: to start, and to read, compare and publish a catalog.
 _START_SECONDS = 5.0
-_RAY_SECONDS = 7.0
+_RAY_SECONDS = 4.0
 _SECONDS_PER_MILLION = 5.0
 
 _LATEST = 20

@@ -33,6 +33,7 @@ _LOUDNESS_QUANTILES = (0.1, 0.25, 0.5, 0.75)
 _LOUDNESS_EXPONENT = 0.4  # perceived loudness is about a power of intensity
 _RATE_DB = (1.0, 2.0, 4.0, 8.0)
 _RAMP_DB = 0.5
+_ROWS_AT_A_TIME = 20
 _N_CEPSTRA = 25
 _LOWEST_PITCH_HZ = 700.0  # below it mel bands are wider than a semitone
 _OCTAVES = 3
@@ -160,6 +161,7 @@ class Statistics(nn.Module):
             "pulse_lags": _tempo_lags(self._frame_seconds),
             "quantiles": torch.tensor([*_LOUDNESS_QUANTILES, _LOUD_QUANTILE]),
         }
+        self._sharpen_by = _blocks(constants["sharpen"])
         self._n_lags = int(constants["pulse_lags"][-1, -1]) + 1
         for name, constant in constants.items():
             # Not persistent: a checkpoint holds what was learned, these follow from parameters.
@@ -182,7 +184,7 @@ class Statistics(nn.Module):
         sound = self._without_gain(log_mel)
         # Peaks across bands: what is left of a frame without its smooth outline. In place, here
         # and below, because fresh memory costs as much as arithmetic.
-        peaks = _product(self.sharpen, sound.db).mul_(sound.active)
+        peaks = self._sharpened(sound.db).mul_(sound.active)
         outlines = _product(self.outlines, sound.db)
         cepstra, by20, by8 = torch.split(outlines, [_N_CEPSTRA, 20, 8], dim=1)
         states = _Series(
@@ -238,6 +240,13 @@ class Statistics(nn.Module):
         active = _above(level, -_ACTIVE_DB)
         steps = active[..., 1:] * active[..., :-1]
         return _Sound(db, level, ordered, loud, active, steps, _shares(active), _shares(steps))
+
+    def _sharpened(self, db: Tensor) -> Tensor:
+        """Product with ``sharpen``, whose rows are zero but for a few bands: in half the time."""
+        return torch.cat(
+            [_product(self.sharpen[rows, bands], db[:, bands]) for rows, bands in self._sharpen_by],
+            dim=1,
+        )
 
     def _by_range(self, values: Tensor) -> Tensor:
         """Means of all bands, then of four ranges, upwards: (batch, 5, n)."""
@@ -435,6 +444,16 @@ def _smoothing(n_mels: int) -> Tensor:
         for band in range(row - half, row + half + 1):
             matrix[row, min(max(band, 0), n_mels - 1)] += 1 / (2 * half + 1)
     return matrix
+
+
+def _blocks(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """Some rows at a time of a matrix, and the columns in which they are not all zero."""
+    blocks = []
+    for begin in range(0, len(matrix), _ROWS_AT_A_TIME):
+        rows = slice(begin, begin + _ROWS_AT_A_TIME)
+        used = matrix[rows].any(dim=0).nonzero().flatten().tolist()
+        blocks.append((rows, slice(used[0], used[-1] + 1)))
+    return blocks
 
 
 def _range_means(n_ranges: int, n_mels: int) -> Tensor:
