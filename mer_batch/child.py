@@ -36,6 +36,7 @@ import soundfile
 from mer_batch.audio.decode import AudioLimits, decodes_alike
 from mer_batch.errors import AudioError, MerBatchError
 from mer_batch.limits import ChildLimits
+from mer_batch.memory import keep_memory
 from mer_batch.sandbox import confine, die_with
 from mer_batch.schema import REASONS
 from mer_batch.steps import reach
@@ -49,10 +50,6 @@ _DRAIN_BYTES = 64 * 1024
 _ONE_PIECE_BYTES = 64 * 1024
 _MAX_OPEN_FILES = 64
 _MAX_WARM_UP_SECONDS = 60.0
-# Arrays of a megabyte come and go with every track. By itself the C library gives their memory back
-# to the system each time, and gets it page by page: 6 % of the time.
-_KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-_KEPT_BYTES = 32 * 1024 * 1024
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -261,7 +258,6 @@ def _clean_environment() -> dict[str, str]:
         **kept,
         "PYTHONPATH": search_path,
         **dict.fromkeys(_ONE_THREAD, "1"),
-        **dict.fromkeys(_KEEP_MEMORY, str(_KEPT_BYTES)),
     }
 
 
@@ -344,6 +340,7 @@ def _fill(connection: socket.socket, buffer: bytearray, deadline: float | None) 
 
 def _serve(connection: socket.socket) -> None:
     """Do the task to tracks until the parent hangs up."""
+    keep_memory()
     import torch  # the parent never needs it
 
     torch.set_num_threads(1)

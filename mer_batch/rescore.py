@@ -16,6 +16,7 @@ from mer_batch.block import BlockRecord, BlockReport, Job, of_this_process
 from mer_batch.checkpoint import Checkpoint
 from mer_batch.errors import AudioError, FeaturesError
 from mer_batch.feature_table import mels, open_part
+from mer_batch.memory import keep_memory
 from mer_batch.score import Ask, Float32, Scorer, track_score
 from mer_batch.steps import reach
 from mer_batch.storage import parse_uri
@@ -48,6 +49,7 @@ class Rescorer:
 
     def __init__(self, job: Job, ask: Ask | None = None, run_rows: int = _RUN_ROWS) -> None:
         assert isinstance(job.product, Scores)
+        keep_memory()
         self._n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")

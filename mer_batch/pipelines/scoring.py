@@ -27,6 +27,7 @@ from mer_batch.block import BlockReport, Job, of_this_process
 from mer_batch.checkpoint import Checkpoint
 from mer_batch.config import ScoringConfig
 from mer_batch.errors import ConfigError, MerBatchError
+from mer_batch.memory import keep_memory
 from mer_batch.pipelines.cluster import first_line
 from mer_batch.score import Float32, Float64
 from mer_batch.tag import Scores
@@ -221,6 +222,7 @@ def _actor_class(job: Job, device: str, batch_segments: int) -> type:
             torch.backends.cudnn.allow_tf32 = False
             if device == "cpu":
                 torch.set_num_threads(1)
+                keep_memory()
             model = Checkpoint(card_json, weights, origin="checkpoint").build()
             self._scorer = Scorer(model, device=device, batch_segments=batch_segments)
 
