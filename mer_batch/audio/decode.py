@@ -365,7 +365,7 @@ def _fails_at_end(audio_bytes: bytes) -> bool:
     """Whether a decoder that gives up had asked for more than there is."""
     file = _Source(audio_bytes)
     with contextlib.suppress(soundfile.LibsndfileError), _ForwardFile(file) as sound:
-        block = np.empty((_BLOCK_SAMPLES, sound.channels), np.float32)
+        block, _ = _room(sound.channels)
         while len(sound.read(out=block)) == _BLOCK_SAMPLES:
             pass
     return file.was_at_end

@@ -221,16 +221,24 @@ class MelStream:
 
 
 def _banded(filterbank: Float32) -> list[tuple[slice, torch.Tensor]]:
-    """Cut a filterbank into groups of bands, each with only the bins in which it is not zero."""
+    """Groups of a filterbank's bands, each with only the bins in which it is not zero."""
     import torch
 
-    groups = []
-    for begin in range(0, len(filterbank), _BANDS_AT_A_TIME):
-        filters = filterbank[begin : begin + _BANDS_AT_A_TIME]
-        used = np.flatnonzero(filters.any(axis=0))
-        bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
-        groups.append((bins, torch.from_numpy(filters[:, bins].T.copy())))
-    return groups
+    return [
+        (bins, torch.from_numpy(filterbank[bands, bins].T.copy()))
+        for bands, bins in blocks(filterbank, _BANDS_AT_A_TIME)
+    ]
+
+
+def blocks(matrix: Float32, n_rows: int) -> list[tuple[slice, slice]]:
+    """Rows of a banded matrix, `n_rows` at a time, and the columns in which they are not zero."""
+    found = []
+    for begin in range(0, len(matrix), n_rows):
+        rows = slice(begin, begin + n_rows)
+        used = np.flatnonzero(matrix[rows].any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
+        found.append((rows, columns))
+    return found
 
 
 def mel_spectrogram(waveform: Float32, parameters: MelParameters) -> Float32:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_batch.audio.mel import hz_to_mel, mel_to_hz
+from mer_batch.audio.mel import blocks, hz_to_mel, mel_to_hz
 
 # How well each pitch class fits a key, from C: probe-tone ratings.
 # Krumhansl, C. L. "Cognitive Foundations of Musical Pitch", Oxford, 1990.
@@ -161,7 +161,7 @@ class Statistics(nn.Module):
             "pulse_lags": _tempo_lags(self._frame_seconds),
             "quantiles": torch.tensor([*_LOUDNESS_QUANTILES, _LOUD_QUANTILE]),
         }
-        self._sharpen_by = _blocks(constants["sharpen"])
+        self._sharpen_by = blocks(constants["sharpen"].numpy(), _ROWS_AT_A_TIME)
         self._n_lags = int(constants["pulse_lags"][-1, -1]) + 1
         for name, constant in constants.items():
             # Not persistent: a checkpoint holds what was learned, these follow from parameters.
@@ -444,16 +444,6 @@ def _smoothing(n_mels: int) -> Tensor:
         for band in range(row - half, row + half + 1):
             matrix[row, min(max(band, 0), n_mels - 1)] += 1 / (2 * half + 1)
     return matrix
-
-
-def _blocks(matrix: Tensor) -> list[tuple[slice, slice]]:
-    """Some rows at a time of a matrix, and the columns in which they are not all zero."""
-    blocks = []
-    for begin in range(0, len(matrix), _ROWS_AT_A_TIME):
-        rows = slice(begin, begin + _ROWS_AT_A_TIME)
-        used = matrix[rows].any(dim=0).nonzero().flatten().tolist()
-        blocks.append((rows, slice(used[0], used[-1] + 1)))
-    return blocks
 
 
 def _range_means(n_ranges: int, n_mels: int) -> Tensor:

@@ -170,9 +170,9 @@ def _without_sleeping(get_node: Callable[[str, str], Any]) -> Callable[[str, str
             state: Any = ray._private.state.GlobalState()  # type: ignore[no-untyped-call]
             options = services._get_gcs_client_options(gcs_address)
             state._initialize_global_state(options)
-            while node_id not in {node["NodeID"] for node in state.node_table()}:
-                if time.monotonic() > deadline:
-                    break
+            while time.monotonic() < deadline and node_id not in {
+                node["NodeID"] for node in state.node_table()
+            }:
                 time.sleep(_LOOK_SECONDS)
         return get_node(gcs_address, node_id)
 

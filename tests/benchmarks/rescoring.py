@@ -28,7 +28,7 @@ from rich.console import Console
 from mer_batch.block import Job
 from mer_batch.catalog import read_catalog
 from mer_batch.checkpoint import builtin_checkpoint
-from mer_batch.config import CatalogConfig, ExtractConfig, StorageConfig
+from mer_batch.config import CatalogConfig, ExtractConfig, StorageConfig, parse_config
 from mer_batch.ledger import Ledger, Part
 from mer_batch.limits import ChildLimits
 from mer_batch.pipelines.session import held
@@ -82,34 +82,14 @@ def measure_once(folder: Path, scratch: Path, n_tracks: int) -> Repeat:
     )
 
 
-def measure_many(clips: list[Path], scratch: Path, n_tracks: int, n_many: int) -> Repeat:
-    """The same, with many tracks to score from features; the others are rates of fewer."""
-    n_tracks -= n_tracks % len(clips)  # so that a track's namesakes are the same file
-    few, many, kept = scratch / "few", scratch / "many", scratch / "kept-many"
-    spread(clips, few, n_tracks)
-    seconds, extracted = job("extract", few, kept)
-    mp3_seconds, decoded = job("tag", few, scratch / "from-mp3-many")
-    spread(clips, many, n_many)
-    plant(kept, many, n_tracks, n_many)
-    features_seconds, rescored = job("tag", many, kept)
-    assert rescored["n_rescored"] == n_many
-    scale = n_many / n_tracks
-    return Repeat(
-        (extracted["work_seconds"] * scale, seconds),
-        (decoded["work_seconds"] * scale, mp3_seconds),
-        (rescored["rescore_seconds"], features_seconds),
-    )
-
-
 def plant(output: Path, many: Path, n_few: int, n_many: int) -> None:
     """Features of many tracks, out of those of the few whose files they are."""
-    storage, product = Storage(StorageConfig()), "features"
-    config = ExtractConfig.model_validate(
-        {"catalog": {"uri": str(many)}, "output": {"uri": str(output)}}
-    )
-    parts = sorted((output / product).glob("2*/*.parquet"))
-    with held(config, Console(quiet=True), storage, pa.string(), product="features") as holding:
-        folder = output / product / holding.run.run_id
+    content = {"catalog": {"uri": str(many)}, "output": {"uri": str(output)}}
+    config = parse_config(ExtractConfig, content, origin="benchmark")
+    storage, quiet = Storage(StorageConfig()), Console(quiet=True)
+    parts = sorted(output.glob("features/2*/*.parquet"))
+    with held(config, quiet, storage, pa.string(), product="features") as holding:
+        folder = output / "features" / holding.run.run_id
         folder.mkdir()
         planted = [
             planted_part(part, folder / f"part-{first:06}-{part.name}", many, first)
@@ -202,17 +182,26 @@ def describe(
 
 
 def describe_many(name: str, clips: list[Path], scratch: Path, n_tracks: int, n_many: int) -> str:
-    """A paragraph on a catalog of many tracks."""
-    repeat = measure_many(clips, scratch, n_tracks, n_many)
-    from_mp3, from_features = n_many / repeat.from_mp3[0], n_many / repeat.from_features[0]
+    """Measure a catalog of many tracks, and tell of it in a paragraph."""
+    n_tracks -= n_tracks % len(clips)  # so that a track's namesakes are the same file
+    few, many, kept = scratch / "few", scratch / "many", scratch / "kept-many"
+    spread(clips, few, n_tracks)
+    job("extract", few, kept)
+    _, decoded = job("tag", few, scratch / "from-mp3-many")
+    spread(clips, many, n_many)
+    plant(kept, many, n_tracks, n_many)
+    seconds, rescored = job("tag", many, kept)
+    assert rescored["n_rescored"] == n_many
+    from_mp3 = n_tracks / decoded["work_seconds"]
+    from_features = n_many / rescored["rescore_seconds"]
     return _MANY.format(
         name=name,
         n_many=n_many,
-        n_few=n_tracks - n_tracks % len(clips),
+        n_few=n_tracks,
         from_mp3=from_mp3,
         from_features=from_features,
         gain=from_features / from_mp3,
-        whole=repeat.from_features[1],
+        whole=seconds,
     )
 
 
@@ -225,7 +214,7 @@ def main() -> None:
     options.add_argument("--few", type=int, default=4_000, help="of which the many are made")
     options.add_argument("--output", type=Path, default=Path("BENCHMARKS.md"))
     chosen = options.parse_args()
-    rows = []
+    rows, large = [], ""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         for kind in kinds_there():
@@ -250,8 +239,7 @@ def main() -> None:
         n_repeats=chosen.repeats,
         rows="\n".join(rows),
     )
-    if chosen.many:
-        report += large
+    report += large
     print(report)
     replace_chapter(chosen.output, report)
 
