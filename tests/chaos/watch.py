@@ -239,6 +239,8 @@ def main() -> None:
             next_tables = time.monotonic() + _TABLES_SECONDS
     watch.look()
     print(json.dumps({"faults": watch.faults, "seen": watch.seen}), flush=True)
+    # An Arrow thread that lets go of Python's bytes while the interpreter ends aborts the process.
+    os._exit(0)
 
 
 if __name__ == "__main__":
