@@ -1,9 +1,8 @@
-"""Mel spectrograms, computed in chunks that stay in the processor's cache.
+"""Mel spectrograms of waveforms that arrive in blocks.
 
 The numbers equal ``librosa.feature.melspectrogram`` (centred frames, zero padding, Slaney mel
-scale and normalisation) to about 1e-7 of the maximum. The road differs: samples arrive in
-blocks and are windowed where they lie, and the large buffers are reused, because fresh memory
-costs as much as arithmetic here.
+scale and normalisation) to about 2e-7 of the maximum. The road differs: frames are transformed
+where they lie, in our own compiled code (see :mod:`mer_batch.audio.native`) or in torch.
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mer_batch.audio.native import NativeMelPower
+
 if TYPE_CHECKING:
     import torch
 
 Float32 = npt.NDArray[np.float32]
 
-# Samples transformed at a time. Fewer would stay in a nearer cache, but between two chunks the
-# decoder has had the processor, and every one of ten small steps begins cold.
+# Samples that torch transforms at a time. Fewer would stay in a nearer cache, but each of ten small
+# steps takes a while to begin.
 _CHUNK_SAMPLES = 262_144
 
 # Bands multiplied at a time. Neighbouring filters are zero outside a few bins: 16 of them need a
@@ -107,6 +108,8 @@ class MelStream:
     Parameters
     ----------
     parameters : MelParameters
+    native : bool
+        Whether to use compiled code where there is some, or torch in any case.
 
     Examples
     --------
@@ -116,29 +119,22 @@ class MelStream:
     (44, 40)
     """
 
-    def __init__(self, parameters: MelParameters) -> None:
-        # Imported here: a night is planned with the parameters alone, and torch takes a second.
-        import torch
-
+    def __init__(self, parameters: MelParameters, *, native: bool = True) -> None:
         p = self._parameters = parameters
-        # A periodic Hann window, as scipy.signal.get_window("hann") and librosa use.
-        self._window = torch.hann_window(p.n_fft, periodic=True).numpy()
-        self._chunk_frames = max(1, _CHUNK_SAMPLES // p.n_fft)
-        self._windowed = np.empty((self._chunk_frames, p.n_fft), np.float32)
-        self._power = torch.empty((self._chunk_frames, 1 + p.n_fft // 2))
-        self._filters = _banded(mel_filterbank(p))
+        is_native = native and NativeMelPower.takes(p.n_fft)
+        mel_power = NativeMelPower if is_native else _TorchMelPower
+        self._mel_power = mel_power(_hann_window(p.n_fft), mel_filterbank(p), p.hop_length)
         # What has arrived of the frames that are not whole yet, from the next frame's start.
         self._rest = np.zeros(p.n_fft, np.float32)
         self._restart()
 
     def _restart(self) -> None:
+        self._mel_power.restart()
         # Centred frames: frame i is centred on sample i * hop_length, zeros before the first.
         self._n_rest = self._parameters.n_fft // 2
         self._rest[: self._n_rest] = 0
         self._n_samples = 0
         self._n_frames = 0
-        self._n_windowed = 0
-        self._chunks: list[Float32] = []
 
     def feed(self, samples: Float32) -> None:
         """Take the next samples of the track: float32, shape (n_samples,)."""
@@ -154,13 +150,10 @@ class MelStream:
             ``n_frames = 1 + n_samples // hop_length``. The object is ready for the next track.
         """
         p = self._parameters
-        n_begun = self._n_frames + self._n_windowed
-        missing = p.n_frames(self._n_samples) - n_begun
+        missing = p.n_frames(self._n_samples) - self._n_frames
         if missing > 0:
             self._take(np.zeros((missing - 1) * p.hop_length + p.n_fft - self._n_rest, np.float32))
-        if self._n_windowed:
-            self._transform()
-        mel = np.concatenate(self._chunks)
+        mel = self._mel_power.finish()
         self._restart()
         return mel
 
@@ -169,7 +162,7 @@ class MelStream:
         self._restart()
 
     def _take(self, samples: Float32) -> None:
-        """Window the frames that are whole now, and keep what is left of the samples."""
+        """Transform the frames that are whole now, and keep what is left of the samples."""
         p, n_rest = self._parameters, self._n_rest
         n_frames = max(0, 1 + (n_rest + len(samples) - p.n_fft) // p.hop_length)
         n_across = min(n_frames, -(-n_rest // p.hop_length))  # frames that begin in the rest
@@ -189,10 +182,43 @@ class MelStream:
             self._n_rest = len(kept)
 
     def _put(self, samples: Float32, n_frames: int) -> None:
-        """Window frames, the first of which begins with the samples."""
-        p, step = self._parameters, samples.strides[0]
+        """Transform frames, the first of which begins with the samples."""
+        self._mel_power.put(samples, n_frames)
+        self._n_frames += n_frames
+
+
+def _hann_window(n_fft: int) -> Float32:
+    """A periodic Hann window, as ``scipy.signal.get_window("hann")`` and librosa use."""
+    window: Float32 = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
+    return window
+
+
+class _TorchMelPower:
+    """What :class:`NativeMelPower` computes, by torch, for any length of frames.
+
+    Its buffers are used again, because fresh memory costs as much as arithmetic here. Frames are
+    transformed so many at a time, however they came: a product is rounded as its size is.
+    """
+
+    def __init__(self, window: Float32, filterbank: Float32, hop_length: int) -> None:
+        # Imported here: a night is planned with the parameters alone, and torch takes a second.
+        import torch
+
+        self._window, self._hop_length = window, hop_length
+        n_fft, self._chunk_frames = len(window), max(1, _CHUNK_SAMPLES // len(window))
+        self._windowed = np.empty((self._chunk_frames, n_fft), np.float32)
+        self._power = torch.empty((self._chunk_frames, 1 + n_fft // 2))
+        self._filters = _banded(filterbank)
+        self.restart()
+
+    def restart(self) -> None:
+        self._n_windowed = 0
+        self._parts: list[Float32] = []
+
+    def put(self, samples: Float32, n_frames: int) -> None:
+        step = samples.strides[0]
         # Frames overlap in memory: no copy. `as_strided` does the same in five times the time.
-        shape, strides = (n_frames, p.n_fft), (p.hop_length * step, step)
+        shape, strides = (n_frames, len(self._window)), (self._hop_length * step, step)
         frames: Float32 = np.ndarray(shape, np.float32, samples, strides=strides)
         done = 0
         while done < n_frames:
@@ -203,6 +229,11 @@ class MelStream:
             done += n
             if self._n_windowed == self._chunk_frames:
                 self._transform()
+
+    def finish(self) -> Float32:
+        if self._n_windowed:
+            self._transform()
+        return np.concatenate(self._parts)
 
     def _transform(self) -> None:
         """Transform the frames that are windowed."""
@@ -215,8 +246,7 @@ class MelStream:
         # Not torch.sum(dim=2): reducing an axis of two costs five times as much.
         power = torch.add(squares[..., 0], squares[..., 1], out=self._power[:n])
         bands = [torch.mm(power[:, bins], filters) for bins, filters in self._filters]
-        self._chunks.append(torch.cat(bands, dim=1).numpy())
-        self._n_frames += n
+        self._parts.append(torch.cat(bands, dim=1).numpy())
         self._n_windowed = 0
 
 

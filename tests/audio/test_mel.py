@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mer_batch.audio import native
 from mer_batch.audio.mel import (
     MelParameters,
     MelStream,
@@ -22,6 +23,23 @@ from mer_batch.feature_sets import feature_set, feature_set_names
 PAPER = feature_set("paper").mel
 
 
+# What compiled code and torch compute; a caller gets the first where there is one.
+ROADS = [
+    pytest.param(
+        True,
+        id="native",
+        marks=pytest.mark.skipif(native.library() is None, reason="no C compiler was there"),
+    ),
+    pytest.param(False, id="torch"),
+]
+
+
+def spectrogram(waveform: np.ndarray, parameters: MelParameters, *, native: bool) -> np.ndarray:
+    stream = MelStream(parameters, native=native)
+    stream.feed(waveform)
+    return stream.finish()
+
+
 def noise(n_samples: int, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(n_samples)).astype(np.float32)
 
@@ -33,23 +51,59 @@ def by_librosa(waveform: np.ndarray, p: MelParameters) -> np.ndarray:
     ).T  # fmt: skip
 
 
+@pytest.mark.parametrize("native", ROADS)
 @pytest.mark.parametrize("name", feature_set_names())
 @pytest.mark.parametrize("n_samples", [1, 1023, 1024, 44_100, 30 * 44_100, 2_000_001])
-def test_equals_librosa(name: str, n_samples: int) -> None:
+def test_equals_librosa(name: str, n_samples: int, native: bool) -> None:
     parameters = feature_set(name).mel
     waveform = noise(n_samples)
     expected = by_librosa(waveform, parameters)
-    mel = mel_spectrogram(waveform, parameters)
+    mel = spectrogram(waveform, parameters, native=native)
     assert mel.shape == expected.shape
     assert np.abs(mel - expected).max() <= 1e-6 * expected.max()
 
 
+@pytest.mark.parametrize("native", ROADS)
 @pytest.mark.parametrize("hop_length", [256, 512, 1000])
-def test_equals_librosa_with_overlap(hop_length: int) -> None:
+def test_equals_librosa_with_overlap(hop_length: int, native: bool) -> None:
     parameters = MelParameters(22_050, 1024, hop_length, 64, 30.0, 11_025.0)
     waveform = noise(5 * 22_050)
     expected = by_librosa(waveform, parameters)
-    assert np.abs(mel_spectrogram(waveform, parameters) - expected).max() <= 1e-6 * expected.max()
+    mel = spectrogram(waveform, parameters, native=native)
+    assert np.abs(mel - expected).max() <= 1e-6 * expected.max()
+
+
+@pytest.mark.parametrize("native", ROADS)
+@pytest.mark.parametrize("n_fft", [16, 32, 64, 128, 256, 400, 512, 4096, 8192])
+def test_equals_librosa_at_any_length_of_frames(n_fft: int, native: bool) -> None:
+    """Each power of two needs other passes of the compiled transform; the others need torch."""
+    parameters = MelParameters(16_000, n_fft, n_fft, 5, 0.0, 8_000.0)
+    waveform = noise(20_001)
+    expected = by_librosa(waveform, parameters)
+    mel = spectrogram(waveform, parameters, native=native)
+    np.testing.assert_allclose(mel, expected, rtol=2e-5, atol=1e-6 * expected.max())
+
+
+def test_what_is_compiled_takes_powers_of_two_and_nothing_beyond_the_samples() -> None:
+    if native.library() is None:
+        pytest.skip("no C compiler was there")
+    assert native.NativeMelPower.takes(2048)
+    assert not native.NativeMelPower.takes(400) and not native.NativeMelPower.takes(8)
+    power = native.NativeMelPower(np.ones(1024, np.float32), mel_filterbank(PAPER), 1024)
+    power.put(noise(2048), 2)
+    assert power.finish().shape == (2, 40)
+    with pytest.raises(ValueError, match="2 frames do not lie in 2047 samples"):
+        power.put(noise(2047), 2)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
+def test_a_frame_that_is_not_finite_leaves_those_beside_it_alone() -> None:
+    waveform = noise(20 * 1024)
+    expected = mel_spectrogram(waveform, PAPER)
+    waveform[5 * 1024] = np.nan
+    mel = mel_spectrogram(waveform, PAPER)
+    assert np.flatnonzero(~np.isfinite(mel).all(axis=1)).tolist() == [5]
+    assert np.array_equal(np.delete(mel, 5, axis=0), np.delete(expected, 5, axis=0))
 
 
 def test_real_music_equals_librosa(data_root) -> None:
@@ -60,16 +114,17 @@ def test_real_music_equals_librosa(data_root) -> None:
     assert np.abs(mel_spectrogram(waveform, PAPER) - expected).max() <= 1e-5 * expected.max()
 
 
-@given(st.lists(st.integers(0, 200_000), max_size=12))
+@pytest.mark.parametrize("native", ROADS)
+@given(sizes=st.lists(st.integers(0, 200_000), max_size=12))
 @settings(max_examples=30, deadline=None)
-def test_blocks_do_not_matter(sizes: list[int]) -> None:
+def test_blocks_do_not_matter(sizes: list[int], native: bool) -> None:
     waveform = noise(sum(sizes))
-    stream = MelStream(PAPER)
+    stream = MelStream(PAPER, native=native)
     begin = 0
     for size in sizes:
         stream.feed(waveform[begin : begin + size])
         begin += size
-    assert np.array_equal(stream.finish(), mel_spectrogram(waveform, PAPER))
+    assert np.array_equal(stream.finish(), spectrogram(waveform, PAPER, native=native))
 
 
 def test_a_discarded_track_leaves_no_trace() -> None:

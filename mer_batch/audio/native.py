@@ -1,0 +1,113 @@
+"""Mel power in compiled code, where it was compiled: a quarter of the time that torch takes.
+
+``native.c`` is built when the package is installed, if there is a C compiler, and called through
+ctypes. Without it torch computes the same to float32's rounding, as it does between processors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from ctypes import c_int, c_size_t, c_void_p
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+
+_ALIGNMENT_BYTES = 64
+_FLOATS_A_LANE = 8
+_MIN_N_FFT = 16
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled code, None where it was not compiled or this system cannot load it."""
+    found = importlib.util.find_spec("mer_batch.audio._native")
+    if found is None or found.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+        mel_power = library.mel_power
+    except (OSError, AttributeError):
+        return None
+    pointer, size = c_void_p, c_size_t
+    mel_power.argtypes = [
+        *(pointer, size, size, c_int),  # samples, n_frames, hop_length, n_fft
+        *(pointer, pointer, c_int, pointer),  # window, roots, n_mels, filters
+        *(pointer, pointer, pointer),  # bins, room, mel
+    ]
+    mel_power.restype = None
+    return library
+
+
+class NativeMelPower:
+    """Mel power of frames that lie in a waveform.
+
+    Parameters
+    ----------
+    window : float32, shape (n_fft,)
+    filterbank : float32, shape (n_mels, 1 + n_fft // 2)
+    hop_length : int
+        From one frame to the next [samples].
+    """
+
+    def __init__(self, window: Float32, filterbank: Float32, hop_length: int) -> None:
+        compiled = library()
+        assert compiled is not None
+        self._mel_power = compiled.mel_power
+        self._n_fft, self._hop_length, self._n_mels = len(window), hop_length, len(filterbank)
+        angles = -2 * np.pi * np.arange(self._n_fft) / self._n_fft
+        used = filterbank != 0
+        begins = used.argmax(axis=1)
+        ends = np.where(used.any(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1), begins)
+        self._constants = (
+            np.array(window, np.float32),
+            np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32),
+            np.array(filterbank, np.float32, order="C"),
+            np.column_stack([begins, ends]).astype(np.int32),
+        )
+        n_bytes = 4 * _FLOATS_A_LANE * (2 * self._n_fft + self._n_mels)
+        self._room = np.empty(n_bytes + _ALIGNMENT_BYTES, np.uint8)
+        begin = -self._room.ctypes.data % _ALIGNMENT_BYTES
+        at_window, at_roots, at_filters, at_bins = (each.ctypes.data for each in self._constants)
+        self._given = self._n_fft, at_window, at_roots, self._n_mels, at_filters, at_bins
+        self._room_address = self._room.ctypes.data + begin
+        self.restart()
+
+    @staticmethod
+    def takes(n_fft: int) -> bool:
+        """Whether it was compiled, and transforms frames of this length."""
+        return library() is not None and n_fft >= _MIN_N_FFT and n_fft & (n_fft - 1) == 0
+
+    def restart(self) -> None:
+        """Forget the frames that were put."""
+        self._parts: list[Float32] = []
+
+    def put(self, samples: Float32, n_frames: int) -> None:
+        """Take the frames that begin at 0, `hop_length`, and so on.
+
+        Parameters
+        ----------
+        samples : float32, shape (n_samples,)
+        n_frames : int
+
+        Raises
+        ------
+        ValueError
+            Where the frames are not all in the samples.
+        """
+        if len(samples) < (n_frames - 1) * self._hop_length + self._n_fft:
+            raise ValueError(f"{n_frames} frames do not lie in {len(samples)} samples")
+        samples = np.ascontiguousarray(samples, np.float32)
+        mel = np.empty((n_frames, self._n_mels), np.float32)
+        self._mel_power(
+            samples.ctypes.data, n_frames, self._hop_length, *self._given, self._room_address,
+            mel.ctypes.data,
+        )  # fmt: skip
+        self._parts.append(mel)
+
+    def finish(self) -> Float32:
+        """Mel power of all frames put: float32, shape (n_frames, n_mels) [power]."""
+        return np.concatenate(self._parts)
