@@ -46,6 +46,7 @@ TOLERANCE_SECONDS = 0.5
 # Half of the way from the lowest sample to the highest; below -80 dBFS it is silence: a 16-bit
 # recording's dither is at -90. The peak would not do: a constant has one, and no sound.
 _SILENCE_SWING = 1e-4
+_SWING_SAMPLES = 65_536  # looked at one after the other, until there is sound
 
 # Audio in containers that libsndfile does not read: (position, magic, name).
 _UNSUPPORTED = (
@@ -431,15 +432,15 @@ class _Swing:
 
     def add(self, samples: Float32) -> None:
         """Take the next samples, shape (n_samples,)."""
-        if self.value > _SILENCE_SWING:
-            # In a third of the time that min() and max() take. What overflows here would do so
-            # in the power spectrum, too.
-            self.value += 0 * float(np.dot(samples, samples))
-        elif len(samples):
+        while len(samples) and self.value <= _SILENCE_SWING:
+            some, samples = samples[:_SWING_SAMPLES], samples[_SWING_SAMPLES:]
             # numpy's max() and min() hand NaN on, abs() would cost another array.
-            self._lowest = np.minimum(self._lowest, samples.min())
-            self._highest = np.maximum(self._highest, samples.max())
+            self._lowest = np.minimum(self._lowest, some.min())
+            self._highest = np.maximum(self._highest, some.max())
             self.value = float(self._highest - self._lowest) / 2
+        # In a third of the time that min() and max() take. What overflows here would do so in the
+        # power spectrum, too.
+        self.value += 0 * float(np.dot(samples, samples))
 
 
 def _claimed_seconds(

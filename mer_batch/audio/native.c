@@ -1,10 +1,10 @@
-/* Mel power of frames, eight frames side by side in the lanes of vectors.
+/* What is called for every sample or every frame of a track. Called from native.py by ctypes.
  *
- * A frame's numbers do not depend on its neighbours', and all that is touched between reading the
- * samples and writing the bands stays in the nearest caches. Called from native.py by ctypes.
- *
- * The transform of n_fft real samples is that of n_fft / 2 complex ones and a step that takes it
- * apart; the complex one is Stockham's, which needs no reordering, in passes of radix 8 and 4.
+ * Mel power is computed of eight frames side by side, in the lanes of vectors: a frame's numbers do
+ * not depend on its neighbours', and all that is touched between reading the samples and writing the
+ * bands stays in the nearest caches. The transform of n_fft real samples is that of n_fft / 2 complex
+ * ones and a step that takes it apart; the complex one is Stockham's, which needs no reordering, in
+ * passes of radix 8 and 4.
  *
  * References
  * ----------
@@ -12,6 +12,7 @@
  * and 4.3 (real data).
  */
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #define LANES 8
@@ -186,4 +187,20 @@ void mel_power(const float *samples, size_t n_frames, size_t hop_length, int n_f
         for (size_t l = 0; l < n_here; l++)
             for (int j = 0; j < n_mels; j++) mel[(frame + l) * n_mels + j] = bands[j][l];
     }
+}
+
+/* Positions of MPEG frames of which one begins where the last one ends, from *position on, at most
+ * `room` of them; returns how many there are, and in *position where the walk has come to. lengths:
+ * (65536), of a frame by bytes 1 and 2 of its header, 0 where that is none. */
+size_t run_of_frames(const uint8_t *data, size_t n_bytes, size_t *position, const int32_t *lengths,
+                     int64_t *positions, size_t room) {
+    size_t at = *position, n = 0;
+    while (n < room && n_bytes >= 4 && at <= n_bytes - 4 && data[at] == 0xFF) {
+        size_t length = lengths[data[at + 1] << 8 | data[at + 2]];
+        if (length == 0 || length > n_bytes - at) break;
+        positions[n++] = at;
+        at += length;
+    }
+    *position = at;
+    return n;
 }
