@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from mer_batch.memory import keep_memory
 from mer_batch.sandbox import confine, die_with
 from mer_batch.schema import REASONS
 from mer_batch.steps import reach
-from mer_batch.task import GivenTrack, Reply, Task, task_of
+from mer_batch.task import GivenTrack, Reply, Task, Worker, task_of
 
 _STARTUP_SECONDS = 120.0
 _LAST_WORDS_SECONDS = 5.0
@@ -49,6 +49,8 @@ _MAX_STDERR_BYTES = 64 * 1024
 _DRAIN_BYTES = 64 * 1024
 _ONE_PIECE_BYTES = 64 * 1024
 _MAX_OPEN_FILES = 64
+# Audio of the tracks that the child holds back, which the parent keeps in case the child dies.
+_MOST_HELD_BYTES = 4 * 1024 * 1024
 _MAX_WARM_UP_SECONDS = 60.0
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -97,6 +99,8 @@ class Child:
     def outcomes(self, tracks: Iterable[GivenTrack]) -> Iterator[Any]:
         """Do the task to tracks, the next one being handed over while one is decoded.
 
+        A few outcomes may come late, together.
+
         Yields
         ------
         The task's outcome or AudioError
@@ -109,26 +113,51 @@ class Child:
         """
         waiting = iter(tracks)
         current = next(waiting, None)
+        held: list[GivenTrack] = []  # by the child, which is to finish them together
         try:
             while current is not None:
                 following = next(waiting, None)
+                held.append(current)
                 try:
-                    yield self._exchange(current, following)
+                    outcomes = self._exchange(held, following)
                 except AudioError as error:
-                    yield error
+                    # The child died of the last one; what it knew of the others has gone with it.
+                    outcomes = [*map(self._alone, held[:-1]), error]
+                if outcomes:
+                    held = []
+                yield from outcomes
                 current = following
         finally:
             if self._is_handed_over:  # left early: the reply to come is nobody's
                 self.close()
 
-    def _exchange(self, current: GivenTrack, following: GivenTrack | None) -> Any:
-        """Get the outcome of one track, having handed over the next one."""
+    def _alone(self, track: GivenTrack) -> Any:
+        """The outcome of a track with none behind it, or AudioError."""
+        try:
+            (outcome,) = self._exchange([track], None)
+        except AudioError as error:
+            return error
+        return outcome
+
+    def _exchange(self, held: list[GivenTrack], following: GivenTrack | None) -> list[Any]:
+        """Have the last of the tracks done, having handed over the next one.
+
+        Returns
+        -------
+        list of the task's outcomes or AudioError
+            Of all tracks that are held; or of none, where the child holds on to them.
+
+        Raises
+        ------
+        AudioError
+            Where the child has gone.
+        """
         self.start()
         timeout = self._limits.timeout_seconds
         try:
             self._socket.settimeout(timeout)
             if not self._is_handed_over:
-                _send_track(self._socket, current)
+                _send_track(self._socket, held[-1])
             self._is_handed_over = False
             reach("track_given")
             deadline = time.monotonic() + timeout
@@ -140,9 +169,13 @@ class Child:
             except OSError:
                 # The child is gone or hangs; the current track's reply may be there before.
                 is_broken = True
-            outcome = self._reply(deadline)
+            may_hold = following is not None and len(held) < self._task.most_together
+            outcomes = self._replies(deadline, len(held), may_hold=may_hold)
             if is_broken:
                 self.close()
+                if not outcomes:
+                    return [self._alone(track) for track in held]
+            return outcomes
         except TimeoutError as error:
             self.close()
             raise AudioError(
@@ -155,13 +188,16 @@ class Child:
             last_words = self._bury()
             reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
             raise AudioError(reason, last_words) from error
-        if isinstance(outcome, AudioError):
-            raise outcome
-        return outcome
 
-    def _reply(self, deadline: float) -> Any:
-        """The child's reply, whose form is as it should be; ValueError where it is not."""
-        header = _checked(_receive(self._socket, deadline, max_bytes=_MAX_REPLY_BYTES))
+    def _replies(self, deadline: float, n_held: int, *, may_hold: bool) -> list[Any]:
+        """The child's replies, whose form is as it should be; ValueError where it is not."""
+        frame = _receive(self._socket, deadline, max_bytes=n_held * _MAX_REPLY_BYTES)
+        headers = _checked(frame)
+        if len(headers) != n_held and (headers or not may_hold):
+            raise ValueError(f"{len(headers)} replies to {n_held} tracks")
+        return [self._outcome(header, deadline) for header in headers]
+
+    def _outcome(self, header: dict[str, Any], deadline: float) -> Any:
         if "reason" in header:
             return AudioError(header["reason"], header["message"])
         n_bytes = self._task.n_bytes(header)
@@ -282,12 +318,18 @@ def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
     _send(connection, json.dumps(told).encode(), track.audio_bytes)
 
 
-def _checked(header: bytearray) -> dict[str, Any]:
-    """The JSON of a reply: a reject of a form that is known, or what the task is to check."""
+def _checked(frame: bytearray) -> list[dict[str, Any]]:
+    """The JSON of replies: rejects of a form that is known, or what the task is to check."""
     try:
-        content = json.loads(header)
+        content = json.loads(frame)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if not isinstance(content, list):
+        raise ValueError("not a list")
+    return [_checked_reply(reply) for reply in content]
+
+
+def _checked_reply(content: object) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("not an object")
     reason, message = content.get("reason"), content.get("message")
@@ -350,47 +392,78 @@ def _serve(connection: socket.socket) -> None:
     warm_up = _warm_up_track(limits)
     if limits.direct and not decodes_alike(warm_up.audio_bytes):
         limits = replace(limits, direct=False)
-    work = task_of(setup["task"], frames).worker(limits)
+    task = task_of(setup["task"], frames)
+    worker = task.worker(limits)
     # Libraries open files when they are first used; from here on nothing can be opened.
-    _reply_to(warm_up, work)
+    _finished([_prepared(warm_up, worker) for _ in range(task.most_together)], worker)
     # What is there by now stays: to look through all of torch for garbage takes 3 % of the time.
     gc.collect()
     gc.freeze()
     _limit_resources(setup["memory_bytes"])
     _send(connection, json.dumps({"is_confined": confine()}).encode())
     current: GivenTrack | AudioError | None = None
+    held: list[Any] = []  # prepared, or AudioErrors
+    n_held_bytes = 0
     try:
         while True:
             current = current or _receive_track(connection)
             if current is None:
                 continue
             os.ftruncate(2, 0)
-            reply, payload = _reply_to(current, work)
-            _send(connection, json.dumps(reply).encode())
-            # The payload may not fit into the socket's buffer, and the parent reads it only when
-            # it has handed over what follows: to send it before would be to wait for one another.
+            n_held_bytes += 0 if isinstance(current, AudioError) else len(current.audio_bytes)
+            held.append(_prepared(current, worker))
             current = _receive_track(connection)
-            if payload:
-                _send(connection, payload)
+            has_more_room = len(held) < task.most_together and n_held_bytes < _MOST_HELD_BYTES
+            if current is not None and has_more_room:
+                _send(connection, b"[]")
+                continue
+            replies = _finished(held, worker)
+            held, n_held_bytes = [], 0
+            _send(connection, json.dumps([header for header, _ in replies]).encode())
+            for _, payload in replies:
+                if payload:
+                    _send(connection, payload)
     except EOFError:
         return
 
 
-def _reply_to(track: GivenTrack | AudioError, work: Callable[[GivenTrack], Reply]) -> Reply:
-    """What to say of a track: whatever it does, it is one reply."""
+def _prepared(track: GivenTrack | AudioError, worker: Worker) -> Any:
+    """What a track has become by itself, or AudioError: whatever it does."""
     try:
         if isinstance(track, AudioError):
             raise track
-        return work(track)
+        return worker.prepare(track)
     except AudioError as error:
-        return {"reason": error.reason, "message": _with_decoder_words(error.message)}, b""
-    except MemoryError:
-        return {"reason": "memory_limit", "message": "decoding ran out of memory_bytes"}, b""
+        return AudioError(error.reason, _with_decoder_words(error.message))
     except Exception as error:  # the one broad catch
-        words = f"{type(error).__name__}: {error}"
-        is_memory = "can't allocate memory" in words or "not enough memory" in words
-        reason = "memory_limit" if is_memory else "decode_error"
-        return {"reason": reason, "message": words[:2000]}, b""
+        return _as_audio_error(error)
+
+
+def _finished(prepared: list[Any], worker: Worker) -> list[Reply]:
+    """The replies to tracks of which each is prepared, or an AudioError."""
+    good = [track for track in prepared if not isinstance(track, AudioError)]
+    try:
+        replies = iter(worker.finish(good) if good else [])
+    except Exception as error:
+        if len(good) == 1:
+            replies = iter([_as_audio_error(error)])
+        else:  # one of them, or all together are too much
+            replies = iter([reply for track in good for reply in _finished([track], worker)])
+    found = [track if isinstance(track, AudioError) else next(replies) for track in prepared]
+    return [
+        ({"reason": each.reason, "message": each.message}, b"")
+        if isinstance(each, AudioError)
+        else each
+        for each in found
+    ]
+
+
+def _as_audio_error(error: Exception) -> AudioError:
+    if isinstance(error, MemoryError):
+        return AudioError("memory_limit", "decoding ran out of memory_bytes")
+    words = f"{type(error).__name__}: {error}"
+    is_memory = "can't allocate memory" in words or "not enough memory" in words
+    return AudioError("memory_limit" if is_memory else "decode_error", words[:2000])
 
 
 def _receive_track(connection: socket.socket) -> GivenTrack | AudioError | None:

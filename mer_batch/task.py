@@ -14,6 +14,7 @@ import numpy as np
 
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.audio.mel import MelParameters
+from mer_batch.errors import AudioError
 from mer_batch.extract import Extractor, TrackFeatures
 from mer_batch.feature_sets import FeatureSet
 from mer_batch.schema import INTERVAL_FIELDS, SCORE_COLUMNS, TARGETS
@@ -59,10 +60,44 @@ class GivenTrack:
 Reply = tuple[dict[str, Any], bytes]
 
 
+class Worker:
+    """In the child: what is done to tracks, in two steps. This one does all in the first.
+
+    Parameters
+    ----------
+    do : callable
+        A track's reply; it may raise AudioError.
+    """
+
+    def __init__(self, do: Callable[[GivenTrack], Reply]) -> None:
+        self._do = do
+
+    def prepare(self, given: GivenTrack) -> Any:
+        """What can be done to a track by itself.
+
+        Raises
+        ------
+        AudioError
+        """
+        return self._do(given)
+
+    def finish(self, prepared: list[Any]) -> list[Reply | AudioError]:
+        """Replies to tracks that are prepared, or why one cannot be used."""
+        return prepared
+
+
 class Task(Protocol):
-    """The parent's side makes it and checks replies; the child's side works."""
+    """The parent's side makes it and checks replies; the child's side works.
+
+    Attributes
+    ----------
+    name : str
+    most_together : int
+        How many tracks the child may hold back, to finish them together.
+    """
 
     name: ClassVar[str]
+    most_together: ClassVar[int]
 
     def setup(self) -> tuple[dict[str, Any], list[bytes]]:
         """What the child is told, for the `from_setup` of the same class."""
@@ -73,8 +108,8 @@ class Task(Protocol):
     def outcome(self, header: dict[str, Any], payload: bytes | bytearray) -> Any:
         """The outcome out of a reply that `n_bytes` has passed; ValueError as there."""
 
-    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
-        """In the child: what is done to a track. It may raise AudioError."""
+    def worker(self, limits: AudioLimits) -> Worker:
+        """In the child: what is done to tracks."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +123,7 @@ class ScoreTask:
     """
 
     name: ClassVar[str] = "score"
+    most_together: ClassVar[int] = 8
     card_json: bytes
     weights: bytes
 
@@ -118,22 +154,35 @@ class ScoreTask:
         """The score, by ``schema.SCORE_COLUMNS``."""
         return header
 
-    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
-        """Extract and score."""
+    def worker(self, limits: AudioLimits) -> Worker:
+        """Extract, and score what some tracks have come to."""
+        return _ScoreWorker(self, limits)
+
+
+class _ScoreWorker(Worker):
+    """Scores tracks together: the model is some hundred small steps, each of which begins cold
+    where a track has been decoded in between."""
+
+    def __init__(self, task: ScoreTask, limits: AudioLimits) -> None:
         # Imported here: the parent never needs torch.
         from mer_batch.checkpoint import Checkpoint
         from mer_batch.score import Scorer
 
-        checkpoint = Checkpoint(self.card_json, self.weights, origin="checkpoint")
-        extractor = Extractor(checkpoint.feature_set, limits)
-        scorer = Scorer(checkpoint.build())
+        self._checkpoint = Checkpoint(task.card_json, task.weights, origin="checkpoint")
+        self._extractor = Extractor(self._checkpoint.feature_set, limits)
+        self._scorer = Scorer(self._checkpoint.build())
 
-        def score(given: GivenTrack) -> Reply:
-            track = extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
-            scored = scorer.score(track.segments)
-            return scored.columns(track.duration_seconds, checkpoint.half_widths), b""
+    def prepare(self, given: GivenTrack) -> TrackFeatures:
+        return self._extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
 
-        return score
+    def finish(self, prepared: list[TrackFeatures]) -> list[Reply | AudioError]:
+        scores = self._scorer.scores([track.segments for track in prepared])
+        return [
+            score
+            if isinstance(score, AudioError)
+            else (score.columns(track.duration_seconds, self._checkpoint.half_widths), b"")
+            for track, score in zip(prepared, scores, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -147,6 +196,7 @@ class ExtractTask:
     """
 
     name: ClassVar[str] = "extract"
+    most_together: ClassVar[int] = 1
     feature_set: FeatureSet
     dtype: Dtype
 
@@ -181,7 +231,7 @@ class ExtractTask:
             raise ValueError("features that are NaN or infinite")
         return TrackFeatures(segments=segments, **header)
 
-    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
+    def worker(self, limits: AudioLimits) -> Worker:
         """Extract, and round to what is kept."""
         # Whatever a model is shown: power spans more than half floats hold, and rows of one
         # length make a table.
@@ -204,7 +254,7 @@ class ExtractTask:
             }
             return header, segments.astype(self.dtype).tobytes()
 
-        return extract
+        return Worker(extract)
 
     def _n_values(self) -> int:
         return self.feature_set.mel.n_mels * self.feature_set.segment_frames

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from mer_batch import child, task
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.child import Child
-from mer_batch.task import GivenTrack, Reply
+from mer_batch.task import GivenTrack, Reply, Worker
 
 
 def attempts(folder: Path, port: int) -> dict[str, Callable[[], object]]:
@@ -89,6 +89,7 @@ class EscapeTask:
     """Tries everything twice: while the child is set up, and when it has its first track."""
 
     name: ClassVar[str] = "escape"
+    most_together: ClassVar[int] = 1
 
     def __init__(self, folder: str, port: int) -> None:
         self._told = {"folder": folder, "port": port}
@@ -106,7 +107,7 @@ class EscapeTask:
     def outcome(self, header: dict[str, Any], payload: bytes | bytearray) -> dict[str, Any]:
         return header
 
-    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
+    def worker(self, limits: AudioLimits) -> Worker:
         ways = attempts(Path(self._told["folder"]), self._told["port"])
         before = {name: _error_of(way) for name, way in ways.items()}
 
@@ -117,7 +118,7 @@ class EscapeTask:
             needed = {name: _error_of(way) for name, way in harmless().items()}
             return {"before": before, "now": now, "needed": needed}, b""
 
-        return escape
+        return Worker(escape)
 
 
 def _error_of(way: Callable[[], object]) -> str | None:
