@@ -11,6 +11,7 @@ fixed size, under a cap, and what was read is then held against what the headers
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import sys
 import threading
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from mer_batch.audio import native
 from mer_batch.audio.container import MAGICS, Container, inspect_container
 from mer_batch.audio.mpeg import MpegStream, after_id3v2, inspect_mpeg, xing_frame
 from mer_batch.audio.mpg123 import Mpg123Error, Mpg123File, library
@@ -98,6 +100,9 @@ class AudioLimits:
     direct: bool = True
 
 
+_opening = threading.Lock()
+
+
 class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     """A sound file read once from front to back.
 
@@ -107,6 +112,26 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
 
     def seekable(self) -> bool:
         return False
+
+    def _open(self, file: Any, mode_int: int, closefd: bool) -> Any:
+        # The decoder asks for every frame's header and body: that costs a fifth of decoding where
+        # Python answers. A subclass of BytesIO is one that wants to be asked.
+        if native.library() is None or type(file) is not io.BytesIO:
+            return super()._open(file, mode_int, closefd)
+        ffi, content = soundfile._ffi, file.getvalue()
+        functions = native.MemoryFile.functions()
+        io_functions = ffi.new(
+            "SF_VIRTUAL_IO *",
+            {name: ffi.cast(f"sf_vio_{name}", at) for name, at in functions.items()},
+        )
+        memory = native.MemoryFile(content)
+        self._kept = content, memory
+        address = ffi.cast("void *", ctypes.addressof(memory))
+        with _opening:  # why libsndfile could not open a file is told to whoever asks first
+            opened = soundfile._snd.sf_open_virtual(io_functions, mode_int, self._info, address)
+            if opened == ffi.NULL:
+                raise soundfile.LibsndfileError(soundfile._snd.sf_error(opened))
+        return opened
 
 
 def decode_blocks(
@@ -155,7 +180,6 @@ def decode_blocks(
         _check_headers(stream, limits, expected_seconds)
     if container is not None:
         _check_container(container)
-    # The decoder asks for every frame's header and body: a method of ours would cost 1 ms a track.
     file = io.BytesIO(_without_tags(audio_bytes, stream, container))
     try:
         with _open(file, stream, container, direct=limits.direct) as sound:

@@ -13,7 +13,8 @@
  */
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
 
 #define LANES 8
 #define INLINE static inline __attribute__((always_inline))
@@ -203,4 +204,39 @@ size_t run_of_frames(const uint8_t *data, size_t n_bytes, size_t *position, cons
     }
     *position = at;
     return n;
+}
+
+/* A file in memory, as libsndfile is to read it: the functions of its SF_VIRTUAL_IO. Places before
+ * the beginning are refused where they are named and mean the beginning where they are counted to;
+ * places behind the end hold nothing: as of Python's BytesIO. */
+struct memory_file {
+    const uint8_t *data;
+    int64_t n_bytes, position;
+};
+
+int64_t memory_file_length(void *file) { return ((struct memory_file *)file)->n_bytes; }
+
+int64_t memory_file_tell(void *file) { return ((struct memory_file *)file)->position; }
+
+int64_t memory_file_seek(int64_t offset, int whence, void *file) {
+    struct memory_file *memory = file;
+    int64_t from = whence == SEEK_CUR ? memory->position : whence == SEEK_END ? memory->n_bytes : 0;
+    if ((whence == SEEK_SET && offset < 0) || offset > INT64_MAX - from) return 0;
+    memory->position = from + offset < 0 ? 0 : from + offset;
+    return memory->position;
+}
+
+int64_t memory_file_read(void *to, int64_t n_bytes, void *file) {
+    struct memory_file *memory = file;
+    int64_t left = memory->n_bytes - memory->position;
+    int64_t n = n_bytes < left ? n_bytes : left;
+    if (n <= 0) return 0;
+    memcpy(to, memory->data + memory->position, n);
+    memory->position += n;
+    return n;
+}
+
+int64_t memory_file_write(const void *from, int64_t n_bytes, void *file) {
+    (void)from, (void)n_bytes, (void)file;
+    return 0;
 }

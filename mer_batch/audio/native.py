@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from array import array
-from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +23,15 @@ _FLOATS_A_LANE = 8
 _MIN_N_FFT = 16
 _FRAMES_AT_A_TIME = 4096
 
+# By their names in libsndfile's SF_VIRTUAL_IO.
+_MEMORY_FILE_FUNCTIONS = {
+    "get_filelen": "memory_file_length",
+    "seek": "memory_file_seek",
+    "read": "memory_file_read",
+    "write": "memory_file_write",
+    "tell": "memory_file_tell",
+}
+
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
@@ -33,6 +42,8 @@ def library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(found.origin)
         mel_power, run_of_frames = library.mel_power, library.run_of_frames
+        for name in _MEMORY_FILE_FUNCTIONS.values():
+            getattr(library, name)
     except (OSError, AttributeError):
         return None
     pointer, size = c_void_p, c_size_t
@@ -150,3 +161,27 @@ def run_of_frames(
         positions.frombytes(found[:n].tobytes())
         if n < len(found):
             return at.value
+
+
+class MemoryFile(ctypes.Structure):
+    """Bytes as a file that libsndfile reads without calling Python.
+
+    Parameters
+    ----------
+    content : bytes
+        To be kept for as long as the file is read.
+    """
+
+    _fields_ = (("data", c_char_p), ("n_bytes", c_int64), ("position", c_int64))
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content, len(content), 0)
+
+    @staticmethod
+    def functions() -> dict[str, int]:
+        """Addresses of the functions that read such a file, by field of SF_VIRTUAL_IO."""
+        compiled = library()
+        return {
+            field: ctypes.cast(getattr(compiled, name), c_void_p).value or 0
+            for field, name in _MEMORY_FILE_FUNCTIONS.items()
+        }

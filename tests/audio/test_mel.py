@@ -84,18 +84,6 @@ def test_equals_librosa_at_any_length_of_frames(n_fft: int, native: bool) -> Non
     np.testing.assert_allclose(mel, expected, rtol=2e-5, atol=1e-6 * expected.max())
 
 
-def test_what_is_compiled_takes_powers_of_two_and_nothing_beyond_the_samples() -> None:
-    if native.library() is None:
-        pytest.skip("no C compiler was there")
-    assert native.NativeMelPower.takes(2048)
-    assert not native.NativeMelPower.takes(400) and not native.NativeMelPower.takes(8)
-    power = native.NativeMelPower(np.ones(1024, np.float32), mel_filterbank(PAPER), 1024)
-    power.put(noise(2048), 2)
-    assert power.finish().shape == (2, 40)
-    with pytest.raises(ValueError, match="2 frames do not lie in 2047 samples"):
-        power.put(noise(2047), 2)
-
-
 @pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
 def test_a_frame_that_is_not_finite_leaves_those_beside_it_alone() -> None:
     waveform = noise(20 * 1024)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import struct
-from array import array
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mer_batch.audio import mpeg, native
 from mer_batch.audio.mpeg import inspect_mpeg, xing_frame
 
 # MPEG-1 Layer III, 128 kbit/s, 44.1 kHz, stereo: 417 bytes and 1152 samples a frame.
@@ -126,20 +124,3 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     stream = inspect_mpeg(data + 3 * FRAME)
     assert stream is not None
     assert 0 <= stream.offset < stream.end <= len(data) + 3 * 417
-
-
-@pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
-@given(
-    pieces=st.lists(
-        st.sampled_from([FRAME, 5_000 * FRAME, SLOWER, LAYER_2, b"\xff", b"junk", FRAME[:100]]),
-        max_size=6,
-    ),
-    begin=st.integers(0, 3 * len(FRAME)),
-)
-@settings(max_examples=200, deadline=None)
-def test_compiled_code_walks_as_python_does(pieces: list[bytes], begin: int) -> None:
-    data = b"".join(pieces)
-    found, expected = array("q"), array("q")
-    end = native.run_of_frames(data, begin, mpeg._LENGTH_OF, found)
-    assert end == mpeg._run_of_frames(data, begin, mpeg._LENGTH_OF, expected)
-    assert found == expected

@@ -1,0 +1,125 @@
+"""Compiled code beside what does the same without it."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mer_batch.audio import mpeg, native
+from mer_batch.audio.decode import AudioLimits, decode_blocks
+from mer_batch.audio.mel import mel_filterbank
+from mer_batch.errors import AudioError
+from mer_batch.feature_sets import feature_set
+from tests.audio.test_mpeg import FRAME, LAYER_2, SLOWER
+from tests.fuzz.mutants import made_up_seeds, mutants
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
+
+
+def outcome(audio_bytes: bytes) -> tuple[object, bytes]:
+    """Duration and samples by way of libsndfile, or the reject's reason and message."""
+    blocks: list[bytes] = []
+    limits = AudioLimits(min_seconds=0.1, direct=False)
+    try:
+        seconds = decode_blocks(
+            audio_bytes, lambda b: blocks.append(b.tobytes()), sample_rate=44_100, limits=limits
+        )
+    except AudioError as error:
+        return error.reason, error.message.encode()
+    return seconds, b"".join(blocks)
+
+
+def without_compiled_code(
+    monkeypatch: pytest.MonkeyPatch, files: list[bytes]
+) -> list[tuple[object, bytes]]:
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        return [outcome(file) for file in files]
+
+
+def test_files_whole_and_broken_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [*made_up_seeds(), *(mutant for _, mutant in mutants(made_up_seeds(), 9_000, 300))]
+    outcomes = [outcome(file) for file in files]
+    assert outcomes == without_compiled_code(monkeypatch, files)
+    assert {isinstance(found[0], str) for found in outcomes} == {True, False}
+
+
+def test_real_files_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
+    folders = ("mp3_conformance", "mp3_corpus", "pmemo_samples")
+    paths = sorted(p for name in folders for p in (data_root / name).rglob("*") if p.is_file())
+    files = [path.read_bytes() for path in paths]
+    assert [outcome(file) for file in files] == without_compiled_code(monkeypatch, files)
+    assert len(paths) > 200
+
+
+@given(
+    content=st.binary(max_size=40),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("read"), st.integers(0, 60)),
+            st.tuples(st.just("seek"), st.integers(0, 60)),
+            st.tuples(st.just("skip"), st.integers(-60, 60)),
+            st.tuples(st.just("from the end"), st.integers(-60, 60)),
+        )
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_file_in_memory_is_read_as_pythons_own(
+    content: bytes, steps: list[tuple[str, int]]
+) -> None:
+    expected, memory = io.BytesIO(content), native.MemoryFile(content)
+    at = native.MemoryFile.functions()
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    length = ctypes.CFUNCTYPE(number, pointer)(at["get_filelen"])
+    tell = ctypes.CFUNCTYPE(number, pointer)(at["tell"])
+    seek = ctypes.CFUNCTYPE(number, number, ctypes.c_int, pointer)(at["seek"])
+    read = ctypes.CFUNCTYPE(number, pointer, number, pointer)(at["read"])
+    file = ctypes.addressof(memory)
+    room = ctypes.create_string_buffer(64)
+    assert length(file) == len(content)
+    for step, n in steps:
+        if step == "read":
+            found = read(room, n, file)
+            assert room.raw[:found] == expected.read(n)
+        else:
+            whence = {"seek": 0, "skip": 1, "from the end": 2}[step]
+            assert seek(n, whence, file) == expected.seek(n, whence)
+        assert tell(file) == expected.tell()
+    assert seek(-1, 0, file) == 0, "refused, as what Python raises is"
+    assert seek(2**62, 1, file) >= 0 and seek(2**63 - 1, 1, file) >= 0
+    assert read(room, -1, file) == 0
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from([FRAME, 5_000 * FRAME, SLOWER, LAYER_2, b"\xff", b"junk", FRAME[:100]]),
+        max_size=6,
+    ),
+    begin=st.integers(0, 3 * len(FRAME)),
+)
+@settings(max_examples=200, deadline=None)
+def test_compiled_code_walks_as_python_does(pieces: list[bytes], begin: int) -> None:
+    data = b"".join(pieces)
+    found, expected = array("q"), array("q")
+    end = native.run_of_frames(data, begin, mpeg._LENGTH_OF, found)
+    assert end == mpeg._run_of_frames(data, begin, mpeg._LENGTH_OF, expected)
+    assert found == expected
+
+
+def test_what_is_compiled_takes_powers_of_two_and_nothing_beyond_the_samples() -> None:
+    assert native.NativeMelPower.takes(2048)
+    assert not native.NativeMelPower.takes(400) and not native.NativeMelPower.takes(8)
+    power = native.NativeMelPower(
+        np.ones(1024, np.float32), mel_filterbank(feature_set("paper").mel), 1024
+    )
+    power.put(np.zeros(2048, np.float32), 2)
+    assert power.finish().shape == (2, 40)
+    with pytest.raises(ValueError, match="2 frames do not lie in 2047 samples"):
+        power.put(np.zeros(2047, np.float32), 2)
