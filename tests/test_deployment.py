@@ -159,7 +159,8 @@ def test_what_the_manifests_run_is_a_configuration_that_is_accepted() -> None:
 
 def test_the_image_is_pinned_and_not_roots() -> None:
     lines = (REPOSITORY / "configs" / "docker" / "Dockerfile").read_text().splitlines()
-    assert re.fullmatch(r"FROM python:3\.11-slim", next(x for x in lines if x[:5] == "FROM "))
+    stages = [line for line in lines if line.startswith("FROM ")]
+    assert stages == ["FROM python:3.11-slim AS compiled", "FROM python:3.11-slim"]
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users
     assert users[-1] not in ("0", "root")
@@ -174,9 +175,12 @@ def test_the_image_is_pinned_and_not_roots() -> None:
     assert "ARG TORCH_INDEX=" in lines
     assert "index" not in rest
     assert "://" not in text
+    last_stage = text[text.rindex("FROM ") :]
+    assert "gcc" in text and "gcc" not in last_stage, "what runs needs no compiler"
+    assert "COPY --from=compiled /wheels /wheels" in last_stage
     sent = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in sent, "nothing is sent that is not named"
-    for copied in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+    for copied in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
         for name in copied.split():
             assert (REPOSITORY / name).exists()
             assert f"!{name}" in sent

@@ -8,7 +8,9 @@ rounding where it was not compiled. Nobody has to choose: scores differ as betwe
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib.machinery
+import os
+import sys
 from array import array
 from ctypes import byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import lru_cache
@@ -18,6 +20,8 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 
+# Of native.c: what was compiled of another is not used.
+_INTERFACE = 1
 _ALIGNMENT_BYTES = 64
 _FLOATS_A_LANE = 8
 _MIN_N_FFT = 16
@@ -35,12 +39,23 @@ _MEMORY_FILE_FUNCTIONS = {
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled code, None where it was not compiled or this system cannot load it."""
-    found = importlib.util.find_spec("mer_batch.audio._native")
-    if found is None or found.origin is None:
-        return None
+    """The compiled code, None where none of this version was compiled for this system."""
+    # Beside this file, or installed: Ray sends sources to a cluster without what is compiled, and
+    # puts them before what is installed there.
+    installed = [os.path.join(folder, "mer_batch", "audio") for folder in sys.path]
+    for folder in (os.path.dirname(__file__), *installed):
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            path = os.path.join(folder, f"_native{suffix}")
+            if os.path.exists(path) and (found := _loaded(path)) is not None:
+                return found
+    return None
+
+
+def _loaded(path: str) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(found.origin)
+        library = ctypes.CDLL(path)
+        if library.native_interface() != _INTERFACE:
+            return None
         mel_power, run_of_frames = library.mel_power, library.run_of_frames
         for name in _MEMORY_FILE_FUNCTIONS.values():
             getattr(library, name)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
+import shutil
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mer_batch
 from mer_batch.audio import mpeg, native
 from mer_batch.audio.decode import AudioLimits, decode_blocks
 from mer_batch.audio.mel import mel_filterbank
@@ -21,6 +26,33 @@ from tests.audio.test_mpeg import FRAME, LAYER_2, SLOWER
 from tests.fuzz.mutants import made_up_seeds, mutants
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
+
+
+def test_sources_that_ray_sends_use_what_is_installed(tmp_path: Path) -> None:
+    """Sources without what is compiled come first; what was compiled of others is not taken."""
+    sent, other, installed = (tmp_path / name for name in ("sent", "other", "installed"))
+    package = Path(mer_batch.__file__).parent
+    compiled = next(Path(native.__file__).parent.glob("_native*"))
+    shutil.copytree(package, sent / "mer_batch", ignore=shutil.ignore_patterns("_native*", "__py*"))
+    for folder in (other, installed):
+        (folder / "mer_batch" / "audio").mkdir(parents=True)
+    (other / "mer_batch" / "audio" / compiled.name).write_bytes(b"no library")
+    shutil.copy(compiled, installed / "mer_batch" / "audio")
+    program = "from mer_batch.audio import native; print(native.library()._name, native.__file__)"
+
+    def found(*folders: Path) -> list[str]:
+        path = os.pathsep.join(map(str, folders))
+        # Without site-packages an editable installation is not found either, but numpy is not.
+        numpy = str(Path(np.__file__).parent.parent)
+        return subprocess.run(
+            [sys.executable, "-S", "-c", program],
+            cwd=tmp_path,
+            env={"PYTHONPATH": f"{path}{os.pathsep}{numpy}"},
+            capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+
+    library, module = found(sent, other, installed)
+    assert library.startswith(str(installed)) and module.startswith(str(sent))
 
 
 def outcome(audio_bytes: bytes) -> tuple[object, bytes]:
