@@ -53,7 +53,7 @@ audit: $(VENV)/audit/installed  ## Look the pinned versions up among known vulne
 		exit 1; }
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info mer_batch/audio/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("mer_batch needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

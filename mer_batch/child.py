@@ -44,12 +44,13 @@ from mer_batch.task import GivenTrack, Reply, Task, Worker, task_of
 
 _STARTUP_SECONDS = 120.0
 _LAST_WORDS_SECONDS = 5.0
+_PREPARED = b"prepared"
 _MAX_REPLY_BYTES = 64 * 1024
 _MAX_STDERR_BYTES = 64 * 1024
 _DRAIN_BYTES = 64 * 1024
 _ONE_PIECE_BYTES = 64 * 1024
 _MAX_OPEN_FILES = 64
-# Audio of the tracks that the child holds back, which the parent keeps in case the child dies.
+# Audio of tracks that wait to be finished, which the parent keeps in case the child dies.
 _MOST_HELD_BYTES = 4 * 1024 * 1024
 _MAX_WARM_UP_SECONDS = 60.0
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -118,82 +119,84 @@ class Child:
             while current is not None:
                 following = next(waiting, None)
                 held.append(current)
-                try:
-                    outcomes = self._exchange(held, following)
-                except AudioError as error:
-                    # The child died of the last one; what it knew of the others has gone with it.
-                    outcomes = [*map(self._alone, held[:-1]), error]
+                outcomes = self._exchange(held, following)
                 if outcomes:
                     held = []
                 yield from outcomes
                 current = following
         finally:
-            if self._is_handed_over:  # left early: the reply to come is nobody's
+            if held or self._is_handed_over:  # left early: the reply to come is nobody's
                 self.close()
 
-    def _alone(self, track: GivenTrack) -> Any:
-        """The outcome of a track with none behind it, or AudioError."""
-        try:
-            (outcome,) = self._exchange([track], None)
-        except AudioError as error:
-            return error
-        return outcome
-
     def _exchange(self, held: list[GivenTrack], following: GivenTrack | None) -> list[Any]:
-        """Have the last of the tracks done, having handed over the next one.
+        """Have the last of the tracks prepared, and all of them finished if they are enough.
 
         Returns
         -------
         list of the task's outcomes or AudioError
-            Of all tracks that are held; or of none, where the child holds on to them.
-
-        Raises
-        ------
-        AudioError
-            Where the child has gone.
+            Of all tracks that are held; of none, where the child is to hold on to them.
         """
+        is_enough = (
+            following is None
+            or len(held) >= self._task.most_together
+            or sum(len(track.audio_bytes) for track in held) >= _MOST_HELD_BYTES
+        )
         self.start()
         timeout = self._limits.timeout_seconds
+        is_prepared = False
         try:
             self._socket.settimeout(timeout)
             if not self._is_handed_over:
-                _send_track(self._socket, held[-1])
+                _send_track(self._socket, held[-1], is_enough=False)
             self._is_handed_over = False
             reach("track_given")
             deadline = time.monotonic() + timeout
             is_broken = False
             try:
                 # Blocks until the child takes it: it is the deadline of the current track.
-                _send_track(self._socket, following)
+                _send_track(self._socket, following, is_enough=is_enough)
                 self._is_handed_over = following is not None
             except OSError:
-                # The child is gone or hangs; the current track's reply may be there before.
+                # The child is gone or hangs; its word on the current track may be there before.
                 is_broken = True
-            may_hold = following is not None and len(held) < self._task.most_together
-            outcomes = self._replies(deadline, len(held), may_hold=may_hold)
+            if _receive(self._socket, deadline, max_bytes=len(_PREPARED)) != _PREPARED:
+                raise ValueError("not the word that the track is prepared")
+            is_prepared = True
             if is_broken:
-                self.close()
-                if not outcomes:
-                    return [self._alone(track) for track in held]
-            return outcomes
-        except TimeoutError as error:
-            self.close()
-            raise AudioError(
-                "timeout", f"not decoded within timeout_seconds={timeout:g}"
-            ) from error
-        except ValueError as error:
-            self.close()
-            raise AudioError("decoder_crash", f"the reply is not valid: {error}") from error
-        except (EOFError, ConnectionError) as error:
-            last_words = self._bury()
-            reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
-            raise AudioError(reason, last_words) from error
+                raise TimeoutError
+            if not is_enough:
+                return []
+            return self._replies(time.monotonic() + timeout, len(held))
+        except (TimeoutError, ValueError, EOFError, ConnectionError) as error:
+            fault = self._fault(error)
+        if is_prepared and (following is not None or len(held) > 1):
+            # What the child died of is none of theirs by what is known, or of one of them only.
+            return [self._alone(track) for track in held]
+        return [*map(self._alone, held[:-1]), fault]
 
-    def _replies(self, deadline: float, n_held: int, *, may_hold: bool) -> list[Any]:
+    def _alone(self, track: GivenTrack) -> Any:
+        """The outcome of a track with none beside or behind it, or AudioError."""
+        (outcome,) = self._exchange([track], None)
+        return outcome
+
+    def _fault(self, error: Exception) -> AudioError:
+        """What to say of a track at which the child failed; ends the child."""
+        if isinstance(error, TimeoutError):
+            self.close()
+            seconds = self._limits.timeout_seconds
+            return AudioError("timeout", f"not decoded within timeout_seconds={seconds:g}")
+        if isinstance(error, ValueError):
+            self.close()
+            return AudioError("decoder_crash", f"the reply is not valid: {error}")
+        last_words = self._bury()
+        reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
+        return AudioError(reason, last_words)
+
+    def _replies(self, deadline: float, n_held: int) -> list[Any]:
         """The child's replies, whose form is as it should be; ValueError where it is not."""
         frame = _receive(self._socket, deadline, max_bytes=n_held * _MAX_REPLY_BYTES)
         headers = _checked(frame)
-        if len(headers) != n_held and (headers or not may_hold):
+        if len(headers) != n_held:
             raise ValueError(f"{len(headers)} replies to {n_held} tracks")
         return [self._outcome(header, deadline) for header in headers]
 
@@ -309,13 +312,14 @@ def _send(connection: socket.socket, *frames: bytes) -> None:
     connection.sendall(last)
 
 
-def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
-    """Hand a track over; None tells the child not to wait for one before it ends its reply."""
+def _send_track(connection: socket.socket, track: GivenTrack | None, *, is_enough: bool) -> None:
+    """Hand a track over, or say that there is none; and whether those before are to be finished."""
     if track is None:
-        _send(connection, b"null")
+        _send(connection, json.dumps({"is_enough": is_enough}).encode())
         return
     told = {"expected_seconds": track.expected_seconds, "track_id": track.track_id}
-    _send(connection, json.dumps(told).encode(), track.audio_bytes)
+    request = {"is_enough": is_enough, "track": told}
+    _send(connection, json.dumps(request).encode(), track.audio_bytes)
 
 
 def _checked(frame: bytearray) -> list[dict[str, Any]]:
@@ -395,34 +399,25 @@ def _serve(connection: socket.socket) -> None:
     task = task_of(setup["task"], frames)
     worker = task.worker(limits)
     # Libraries open files when they are first used; from here on nothing can be opened.
-    _finished([_prepared(warm_up, worker) for _ in range(task.most_together)], worker)
+    _finished([_prepared(warm_up, worker)] * task.most_together, worker)
     # What is there by now stays: to look through all of torch for garbage takes 3 % of the time.
     gc.collect()
     gc.freeze()
     _limit_resources(setup["memory_bytes"])
     _send(connection, json.dumps({"is_confined": confine()}).encode())
-    current: GivenTrack | AudioError | None = None
     held: list[Any] = []  # prepared, or AudioErrors
-    n_held_bytes = 0
     try:
         while True:
-            current = current or _receive_track(connection)
-            if current is None:
-                continue
-            os.ftruncate(2, 0)
-            n_held_bytes += 0 if isinstance(current, AudioError) else len(current.audio_bytes)
-            held.append(_prepared(current, worker))
-            current = _receive_track(connection)
-            has_more_room = len(held) < task.most_together and n_held_bytes < _MOST_HELD_BYTES
-            if current is not None and has_more_room:
-                _send(connection, b"[]")
-                continue
-            replies = _finished(held, worker)
-            held, n_held_bytes = [], 0
-            _send(connection, json.dumps([header for header, _ in replies]).encode())
-            for _, payload in replies:
-                if payload:
-                    _send(connection, payload)
+            current, is_enough = _receive_track(connection)
+            if is_enough:
+                # Before that the parent reads nothing that is larger than the socket's buffer.
+                replies, held = _finished(held, worker), []
+                headers = json.dumps([header for header, _ in replies]).encode()
+                _send(connection, headers, *(payload for _, payload in replies if payload))
+            if current is not None:
+                os.ftruncate(2, 0)
+                held.append(_prepared(current, worker))
+                _send(connection, _PREPARED)
     except EOFError:
         return
 
@@ -442,23 +437,38 @@ def _prepared(track: GivenTrack | AudioError, worker: Worker) -> Any:
 def _finished(prepared: list[Any], worker: Worker) -> list[Reply]:
     """The replies to tracks of which each is prepared, or an AudioError."""
     good = [track for track in prepared if not isinstance(track, AudioError)]
+    found = iter(
+        _finished_together(good, worker) or [_finished_alone(each, worker) for each in good]
+    )
+    return [_reply(track if isinstance(track, AudioError) else next(found)) for track in prepared]
+
+
+def _finished_together(prepared: list[Any], worker: Worker) -> list[Reply | AudioError] | None:
+    """None where that fails: of one of them, or because all together are too much."""
     try:
-        replies = iter(worker.finish(good) if good else [])
+        found = worker.finish(prepared) if prepared else []
+    except Exception:
+        return None
+    return found if len(found) == len(prepared) else None
+
+
+def _finished_alone(prepared: Any, worker: Worker) -> Reply | AudioError:
+    try:
+        (found,) = worker.finish([prepared])
+        return found
     except Exception as error:
-        if len(good) == 1:
-            replies = iter([_as_audio_error(error)])
-        else:  # one of them, or all together are too much
-            replies = iter([reply for track in good for reply in _finished([track], worker)])
-    found = [track if isinstance(track, AudioError) else next(replies) for track in prepared]
-    return [
-        ({"reason": each.reason, "message": each.message}, b"")
-        if isinstance(each, AudioError)
-        else each
-        for each in found
-    ]
+        return _as_audio_error(error)
+
+
+def _reply(found: Reply | AudioError) -> Reply:
+    if isinstance(found, AudioError):
+        return {"reason": found.reason, "message": found.message}, b""
+    return found
 
 
 def _as_audio_error(error: Exception) -> AudioError:
+    if isinstance(error, AudioError):
+        return error
     if isinstance(error, MemoryError):
         return AudioError("memory_limit", "decoding ran out of memory_bytes")
     words = f"{type(error).__name__}: {error}"
@@ -466,23 +476,27 @@ def _as_audio_error(error: Exception) -> AudioError:
     return AudioError("memory_limit" if is_memory else "decode_error", words[:2000])
 
 
-def _receive_track(connection: socket.socket) -> GivenTrack | AudioError | None:
-    """The next track; an error where it does not fit, None where the parent has none for now."""
+def _receive_track(connection: socket.socket) -> tuple[GivenTrack | AudioError | None, bool]:
+    """The next track, and whether those before are to be finished first.
+
+    An error where it does not fit into memory, None where there is none.
+    """
     request = json.loads(_receive(connection))
-    if request is None:
-        return None
+    told, is_enough = request.get("track"), request["is_enough"]
+    if told is None:
+        return None, is_enough
     (length,) = struct.unpack(">Q", _receive_exactly(connection, 8, None))
     try:
         buffer = bytearray(length)
     except MemoryError:
         for begin in range(0, length, _DRAIN_BYTES):  # past it, in small pieces
             _receive_exactly(connection, min(_DRAIN_BYTES, length - begin), None)
-        return _too_large_for_memory(length)
+        return _too_large_for_memory(length), is_enough
     _fill(connection, buffer, None)
     try:
-        return GivenTrack(bytes(buffer), **request)
+        return GivenTrack(bytes(buffer), **told), is_enough
     except MemoryError:
-        return _too_large_for_memory(length)
+        return _too_large_for_memory(length), is_enough
 
 
 def _too_large_for_memory(n_bytes: int) -> AudioError:

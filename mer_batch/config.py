@@ -175,8 +175,8 @@ class AudioConfig(_Section):
     Attributes
     ----------
     decoder : {"auto", "libsndfile"}
-        MPEG audio goes straight to the system's libmpg123 where there is one, which is quicker, or
-        always through libsndfile. The scores are the same.
+        MPEG audio goes straight to the system's libmpg123 where there is one, which is quicker
+        where nothing could be compiled, or always through libsndfile. The scores are the same.
     """
 
     decoder: Literal["auto", "libsndfile"] = "auto"

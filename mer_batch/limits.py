@@ -17,7 +17,7 @@ class ChildLimits:
     audio : AudioLimits
         Bytes and decoded seconds.
     timeout_seconds : float
-        Wall-clock time for one track [s].
+        Wall-clock time for one track, and again for finishing some together [s].
     memory_bytes : int
         Memory that decoding may add to the child [bytes].
     """

@@ -60,8 +60,23 @@ class GivenTrack:
 Reply = tuple[dict[str, Any], bytes]
 
 
-class Worker:
-    """In the child: what is done to tracks, in two steps. This one does all in the first.
+class Worker(Protocol):
+    """In the child: what is done to tracks, in two steps."""
+
+    def prepare(self, given: GivenTrack) -> Any:
+        """What can be done to a track by itself.
+
+        Raises
+        ------
+        AudioError
+        """
+
+    def finish(self, prepared: list[Any]) -> list[Reply | AudioError]:
+        """Replies to tracks that are prepared, or why one cannot be used."""
+
+
+class OneByOne:
+    """A worker that does all of a track in the first step.
 
     Parameters
     ----------
@@ -72,17 +87,12 @@ class Worker:
     def __init__(self, do: Callable[[GivenTrack], Reply]) -> None:
         self._do = do
 
-    def prepare(self, given: GivenTrack) -> Any:
-        """What can be done to a track by itself.
-
-        Raises
-        ------
-        AudioError
-        """
+    def prepare(self, given: GivenTrack) -> Reply:
+        """The reply."""
         return self._do(given)
 
     def finish(self, prepared: list[Any]) -> list[Reply | AudioError]:
-        """Replies to tracks that are prepared, or why one cannot be used."""
+        """Nothing is left to do."""
         return prepared
 
 
@@ -159,9 +169,12 @@ class ScoreTask:
         return _ScoreWorker(self, limits)
 
 
-class _ScoreWorker(Worker):
-    """Scores tracks together: the model is some hundred small steps, each of which begins cold
-    where a track has been decoded in between."""
+class _ScoreWorker:
+    """Scores tracks together.
+
+    The model is some hundred small steps, each of which begins cold where a track has been decoded
+    in between.
+    """
 
     def __init__(self, task: ScoreTask, limits: AudioLimits) -> None:
         # Imported here: the parent never needs torch.
@@ -254,7 +267,7 @@ class ExtractTask:
             }
             return header, segments.astype(self.dtype).tobytes()
 
-        return Worker(extract)
+        return OneByOne(extract)
 
     def _n_values(self) -> int:
         return self.feature_set.mel.n_mels * self.feature_set.segment_frames

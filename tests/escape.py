@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from mer_batch import child, task
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.child import Child
-from mer_batch.task import GivenTrack, Reply, Worker
+from mer_batch.task import GivenTrack, OneByOne, Reply, Worker
 
 
 def attempts(folder: Path, port: int) -> dict[str, Callable[[], object]]:
@@ -118,7 +118,7 @@ class EscapeTask:
             needed = {name: _error_of(way) for name, way in harmless().items()}
             return {"before": before, "now": now, "needed": needed}, b""
 
-        return Worker(escape)
+        return OneByOne(escape)
 
 
 def _error_of(way: Callable[[], object]) -> str | None:

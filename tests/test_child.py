@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,13 +20,20 @@ import psutil
 import pytest
 
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.child import Child, ChildStartError, _checked, _finished, _receive
+from mer_batch.child import (
+    _PREPARED,
+    Child,
+    ChildStartError,
+    _checked,
+    _finished,
+    _receive,
+)
 from mer_batch.compose import compose, encode_mp3
 from mer_batch.config import AudioConfig
 from mer_batch.errors import AudioError
 from mer_batch.feature_sets import feature_set
 from mer_batch.limits import ChildLimits
-from mer_batch.task import ExtractTask, GivenTrack, ScoreTask, Worker
+from mer_batch.task import ExtractTask, GivenTrack, OneByOne, ScoreTask
 from tests.escape import EscapeTask, EscapingChild
 from tests.replies import reply_to
 from tests.sounds import mp3, wav, without_tag
@@ -363,30 +371,137 @@ def test_what_a_reject_says_can_be_written() -> None:
     assert replies == [{"reason": "silent", "message": "x ?"}]
 
 
+def requests_of(theirs: socket.socket) -> Iterator[tuple[bool, bool]]:
+    """Of each request whether it finishes those before, and whether a track comes with it."""
+    with contextlib.suppress(EOFError):
+        while True:
+            request = json.loads(_receive(theirs))
+            if "track" in request:
+                _receive(theirs)
+            yield request["is_enough"], "track" in request
+
+
 REJECT = b'{"reason": "silent", "message": "x"}'
+INVALID = b'[{"reason": [], "message": "x"}]'
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        b"[" * 60_000,
-        b'[{"reason": [], "message": "x"}]',
-        b"[{}]",
-        pytest.param(b"[]", id="holds on to the last track"),
-        pytest.param(b"[%b, %b]" % (REJECT, REJECT), id="more replies than tracks"),
-    ],
-)
-def test_a_child_that_sends_nonsense_costs_one_track(
-    child: Child, frame: bytes, short_mp3s: dict[str, bytes]
-) -> None:
-    before = score_of(child, short_mp3s["calm"])
+def framed(*frames: bytes) -> bytes:
+    return b"".join(struct.pack(">Q", len(frame)) + frame for frame in frames)
+
+
+@contextlib.contextmanager
+def speaking_for(child: Child) -> Iterator[socket.socket]:
+    """The other end of a socket that the parent takes for its child's."""
+    child.start()
     ours, theirs = socket.socketpair()
     child._socket.close()
     child._socket = ours
     with theirs:
-        theirs.sendall(struct.pack(">Q", len(frame)) + frame)
+        yield theirs
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param([b"[" * 60_000], id="anything but the word"),
+        pytest.param([b"prepares"], id="another word"),
+        [_PREPARED, b"[" * 60_000],
+        [_PREPARED, INVALID],
+        [_PREPARED, b"[{}]"],
+        pytest.param([_PREPARED, b"[]"], id="no reply"),
+        pytest.param([_PREPARED, b"[%b, %b]" % (REJECT, REJECT)], id="more replies than tracks"),
+    ],
+)
+def test_a_child_that_sends_nonsense_costs_one_track(
+    child: Child, frames: list[bytes], short_mp3s: dict[str, bytes]
+) -> None:
+    before = score_of(child, short_mp3s["calm"])
+    with speaking_for(child) as theirs:
+        theirs.sendall(framed(*frames))
         assert reason_of(child, short_mp3s["sad"]) == "decoder_crash"
     assert score_of(child, short_mp3s["calm"]) == before
+
+
+@pytest.mark.parametrize(
+    "frames", [pytest.param([INVALID], id="nonsense"), pytest.param([], id="a hang")]
+)
+def test_where_all_are_to_be_finished_none_is_to_blame(
+    checkpoint: ScoreTask, frames: list[bytes], short_mp3s: dict[str, bytes]
+) -> None:
+    tracks = [GivenTrack(short_mp3s[mood]) for mood in ("calm", "sad", "tense")]
+    child = Child(checkpoint, ChildLimits(timeout_seconds=10))
+    try:
+        expected = [child.outcome(track) for track in tracks]
+        with speaking_for(child) as theirs:
+            theirs.sendall(framed(*[_PREPARED] * 3, *frames))
+            thread = threading.Thread(target=lambda: list(requests_of(theirs)))
+            thread.start()  # so that no track is stuck on its way
+            assert list(child.outcomes(tracks)) == expected
+            thread.join()
+    finally:
+        child.close()
+
+
+def test_a_child_that_dies_as_it_takes_a_track_costs_none_before(
+    child: Child, short_mp3s: dict[str, bytes]
+) -> None:
+    calm, sad, tense = (GivenTrack(short_mp3s[mood]) for mood in ("calm", "sad", "tense"))
+    expected = [child.outcome(track) for track in (calm, sad, tense)]
+    with speaking_for(child) as theirs:
+
+        def tracks() -> Iterator[GivenTrack]:
+            yield calm
+            yield sad
+            theirs.sendall(framed(_PREPARED))
+            theirs.close()
+            yield tense
+
+        theirs.sendall(framed(_PREPARED))
+        assert list(child.outcomes(tracks())) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_tracks", "n_bytes", "groups"),
+    [(1, 9, [1]), (8, 9, [8]), (20, 9, [8, 8, 4]), (5, 3_000_000, [2, 2, 1])],
+)
+def test_so_many_tracks_and_bytes_are_finished_together(
+    child: Child, n_tracks: int, n_bytes: int, groups: list[int]
+) -> None:
+    found: list[int] = []
+
+    def answer() -> None:
+        n_held = 0
+        for is_enough, has_track in requests_of(theirs):
+            if is_enough:
+                theirs.sendall(framed(b"[%b]" % b",".join([REJECT] * n_held)))
+                found.append(n_held)
+                n_held = 0
+            if has_track:
+                theirs.sendall(framed(_PREPARED))
+                n_held += 1
+
+    with speaking_for(child) as theirs:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        outcomes = list(child.outcomes([GivenTrack(bytes(n_bytes))] * n_tracks))
+        child.close()
+        thread.join()
+    assert found == groups
+    assert [outcome.reason for outcome in outcomes] == ["silent"] * n_tracks
+
+
+def test_who_is_interrupted_leaves_no_reply_for_the_next_track(
+    child: Child, short_mp3s: dict[str, bytes]
+) -> None:
+    def tracks() -> Iterator[GivenTrack]:
+        yield GivenTrack(short_mp3s["calm"])
+        yield GivenTrack(short_mp3s["tense"])
+        raise KeyboardInterrupt
+
+    expected = score_of(child, short_mp3s["sad"])
+    with pytest.raises(KeyboardInterrupt):
+        list(child.outcomes(tracks()))
+    assert score_of(child, short_mp3s["sad"]) == expected
 
 
 def assert_same(score: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -425,9 +540,15 @@ def test_tracks_held_by_a_child_that_dies_are_scored(
 ) -> None:
     good = list(short_mp3s.values())
     expected = [score_of(child, audio) for audio in good]
-    signal_soon(child, signal.SIGSEGV)
-    tracks = [*good, b"no audio", endless_mp3, *good]
-    outcomes = list(child.outcomes(GivenTrack(audio) for audio in tracks))
+
+    def tracks() -> Iterator[GivenTrack]:
+        for audio in (*good, b"no audio", endless_mp3):
+            yield GivenTrack(audio)
+        signal_soon(child, signal.SIGSEGV)  # the endless one has been handed over
+        for audio in good:
+            yield GivenTrack(audio)
+
+    outcomes = list(child.outcomes(tracks()))
     held, (broken, endless), behind = outcomes[:4], outcomes[4:6], outcomes[6:]
     assert held == expected, "each by itself, so that none can be in another one's way"
     for outcome, score in zip(behind, expected, strict=True):
@@ -435,23 +556,35 @@ def test_tracks_held_by_a_child_that_dies_are_scored(
     assert (broken.reason, endless.reason) == ("not_audio", "decoder_crash")
 
 
-class Demanding(Worker):
+class Demanding(OneByOne):
     """Fails where it is given more than it can take, or one of them is bad."""
 
-    def __init__(self) -> None:
+    def __init__(self, failure: Exception | None) -> None:
         super().__init__(lambda given: ({}, given.audio_bytes))
+        self._failure = failure
 
     def finish(self, prepared: list[Any]) -> list[Any]:
         if len(prepared) > 1 or prepared[0][1] == b"bad":
-            raise MemoryError
+            if self._failure is None:
+                return prepared[1:]
+            raise self._failure
         return prepared
 
 
-def test_what_fails_together_is_finished_alone() -> None:
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (MemoryError(), "memory_limit"),
+        (AudioError("not_finite", "x"), "not_finite"),
+        (RuntimeError("x"), "decode_error"),
+        pytest.param(None, "decode_error", id="a reply too few"),
+    ],
+)
+def test_what_fails_together_is_finished_alone(failure: Exception | None, reason: str) -> None:
     silent = AudioError("silent", "x")
     tracks = [({}, b"good"), silent, ({}, b"bad"), ({}, b"good")]
-    replies = _finished(tracks, Demanding())
-    assert [header.get("reason") for header, _ in replies] == [None, "silent", "memory_limit", None]
+    replies = _finished(tracks, Demanding(failure))
+    assert [header.get("reason") for header, _ in replies] == [None, "silent", reason, None]
     assert [payload for _, payload in replies] == [b"good", b"", b"", b"good"]
 
 

@@ -100,9 +100,6 @@ class AudioLimits:
     direct: bool = True
 
 
-_opening = threading.Lock()
-
-
 class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     """A sound file read once from front to back.
 
@@ -116,22 +113,26 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     def _open(self, file: Any, mode_int: int, closefd: bool) -> Any:
         # The decoder asks for every frame's header and body: that costs a fifth of decoding where
         # Python answers. A subclass of BytesIO is one that wants to be asked.
-        if native.library() is None or type(file) is not io.BytesIO:
+        if native.library() is None or type(file) is not io.BytesIO or not _HAS_INTERNALS:
             return super()._open(file, mode_int, closefd)
-        ffi, content = soundfile._ffi, file.getvalue()
-        functions = native.MemoryFile.functions()
+        ffi, functions = soundfile._ffi, native.MemoryFile.functions()
         io_functions = ffi.new(
             "SF_VIRTUAL_IO *",
             {name: ffi.cast(f"sf_vio_{name}", at) for name, at in functions.items()},
         )
-        memory = native.MemoryFile(content)
-        self._kept = content, memory
-        address = ffi.cast("void *", ctypes.addressof(memory))
-        with _opening:  # why libsndfile could not open a file is told to whoever asks first
+        self._memory = native.MemoryFile(file.getvalue())
+        address = ffi.cast("void *", ctypes.addressof(self._memory))
+        with self._sf_error_lock:  # why it could not be opened is told to whoever asks first
             opened = soundfile._snd.sf_open_virtual(io_functions, mode_int, self._info, address)
             if opened == ffi.NULL:
                 raise soundfile.LibsndfileError(soundfile._snd.sf_error(opened))
         return opened
+
+
+# Other versions of soundfile may lack what is not theirs to promise.
+_HAS_INTERNALS = all(hasattr(soundfile, name) for name in ("_ffi", "_snd")) and all(
+    hasattr(soundfile.SoundFile, name) for name in ("_open", "_sf_error_lock")
+)
 
 
 def decode_blocks(

@@ -2,9 +2,8 @@
 
 The decoder alone cannot tell a whole file from a cut one: a stream that ends early decodes
 without an error. It also believes an estimate of the length when a variable-bitrate stream has
-no Xing header, and then stops early. Walking the frame headers
-answers both: where the audio begins, how many samples are really there, and how many the
-file's own header promises.
+no Xing header, and then stops early. Walking the frame headers answers both: where the audio
+begins, how many samples are really there, and how many the file's own header promises.
 
 References
 ----------
@@ -200,23 +199,25 @@ def inspect_mpeg(data: bytes) -> MpegStream | None:
 def _walk(data: bytes, offset: int, search: _Search) -> tuple[array[int], int]:
     """Positions of all frames from `offset` on, and where the last one ends."""
     first_key = data[offset + 1] << 8 | data[offset + 2]
-    run_of_frames = _run_of_frames if native.library() is None else native.run_of_frames
     positions, position = array("q"), offset
+    is_native = native.library() is not None
     while True:
-        position = run_of_frames(data, position, _LENGTH_OF, positions)
+        if is_native:
+            position = native.run_of_frames(data, position, _LENGTH_OF, positions)
+        else:
+            position = _run_of_frames(data, position, positions)
         following = search.first_frame(position + 1, like=first_key)
         if following is None:
             return positions, position
         position = following
 
 
-def _run_of_frames(
-    data: bytes, position: int, lengths: npt.NDArray[np.int32], positions: array[int]
-) -> int:
+def _run_of_frames(data: bytes, position: int, positions: array[int]) -> int:
     """What :func:`mer_batch.audio.native.run_of_frames` does: one table look-up a frame."""
-    end, last, append = len(data), len(data) - 4, positions.append
+    lengths, append = _LENGTHS, positions.append
+    end, last = len(data), len(data) - 4
     while position <= last and data[position] == 0xFF:
-        length = _LENGTHS[data[position + 1] << 8 | data[position + 2]]
+        length = lengths[data[position + 1] << 8 | data[position + 2]]
         if not length or position + length > end:
             break
         append(position)

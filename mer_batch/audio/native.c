@@ -16,15 +16,18 @@
 #include <stdio.h>
 #include <string.h>
 
-/* One more whenever a function here is called in another way; native.py has it, too. */
+/* One more whenever a function here is called in another way, or gives other numbers; native.py has
+ * it, too. */
 #define INTERFACE 1
 #define LANES 8
 #define INLINE static inline __attribute__((always_inline))
 
 /* The same source for what every x86-64 has and for two widths of vectors; the C library picks. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_EACH_PROCESSOR \
     __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EACH_PROCESSOR
 #endif
@@ -36,7 +39,7 @@
 #endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int indices __attribute__((vector_size(4 * LANES)));
 
 typedef struct {

@@ -23,8 +23,8 @@ Float32 = npt.NDArray[np.float32]
 # Of native.c: what was compiled of another is not used.
 _INTERFACE = 1
 _ALIGNMENT_BYTES = 64
-_FLOATS_A_LANE = 8
-_MIN_N_FFT = 16
+_LANES = 8
+_N_FFTS = frozenset(1 << exponent for exponent in range(4, 17))
 _FRAMES_AT_A_TIME = 4096
 
 # By their names in libsndfile's SF_VIRTUAL_IO.
@@ -96,11 +96,11 @@ class NativeMelPower:
         ends = np.where(used.any(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1), begins)
         self._constants = (
             np.array(window, np.float32),
-            np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32),
+            np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32, order="C"),
             np.array(filterbank, np.float32, order="C"),
-            np.column_stack([begins, ends]).astype(np.int32),
+            np.column_stack([begins, ends]).astype(np.int32, order="C"),
         )
-        n_bytes = 4 * _FLOATS_A_LANE * (2 * self._n_fft + self._n_mels)
+        n_bytes = 4 * _LANES * (2 * self._n_fft + self._n_mels)
         self._room = np.empty(n_bytes + _ALIGNMENT_BYTES, np.uint8)
         begin = -self._room.ctypes.data % _ALIGNMENT_BYTES
         at_window, at_roots, at_filters, at_bins = (each.ctypes.data for each in self._constants)
@@ -111,7 +111,7 @@ class NativeMelPower:
     @staticmethod
     def takes(n_fft: int) -> bool:
         """Whether it was compiled, and transforms frames of this length."""
-        return library() is not None and n_fft >= _MIN_N_FFT and n_fft & (n_fft - 1) == 0
+        return n_fft in _N_FFTS and library() is not None
 
     def restart(self) -> None:
         """Forget the frames that were put."""
@@ -184,7 +184,6 @@ class MemoryFile(ctypes.Structure):
     Parameters
     ----------
     content : bytes
-        To be kept for as long as the file is read.
     """
 
     _fields_ = (("data", c_char_p), ("n_bytes", c_int64), ("position", c_int64))
@@ -193,9 +192,11 @@ class MemoryFile(ctypes.Structure):
         super().__init__(content, len(content), 0)
 
     @staticmethod
+    @lru_cache(maxsize=1)
     def functions() -> dict[str, int]:
         """Addresses of the functions that read such a file, by field of SF_VIRTUAL_IO."""
         compiled = library()
+        assert compiled is not None
         return {
             field: ctypes.cast(getattr(compiled, name), c_void_p).value or 0
             for field, name in _MEMORY_FILE_FUNCTIONS.items()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mer_batch
-from mer_batch.audio import mpeg, native
+from mer_batch.audio import decode, mpeg, native
 from mer_batch.audio.decode import AudioLimits, decode_blocks
 from mer_batch.audio.mel import mel_filterbank
 from mer_batch.errors import AudioError
@@ -25,11 +25,37 @@ from mer_batch.feature_sets import feature_set
 from tests.audio.test_mpeg import FRAME, LAYER_2, SLOWER
 from tests.fuzz.mutants import made_up_seeds, mutants
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
+needs_library = pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
 
 
+def test_where_there_is_a_compiler_it_was_compiled() -> None:
+    """All else here is skipped otherwise, and nobody would notice."""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("no C compiler is there")
+    assert native.library() is not None
+
+
+@needs_library
+def test_what_was_compiled_of_another_version_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    (compiled,) = Path(native.__file__).parent.glob("_native*.so")
+    assert native._loaded(str(compiled)) is not None
+    monkeypatch.setattr(native, "_INTERFACE", native._INTERFACE + 1)
+    assert native._loaded(str(compiled)) is None
+
+
+@needs_library
+def test_libsndfile_does_not_ask_python() -> None:
+    """It would, without a word, if soundfile no longer had what is used of it."""
+    file = io.BytesIO(made_up_seeds()[0])
+    with decode._ForwardFile(file) as sound:
+        sound.read(1000)
+        assert file.tell() == 0
+        assert sound._memory.position > 0
+
+
+@needs_library
 def test_sources_that_ray_sends_use_what_is_installed(tmp_path: Path) -> None:
-    """Sources without what is compiled come first; what was compiled of others is not taken."""
+    """Sources without what is compiled come first, and a file that is none is passed over."""
     sent, other, installed = (tmp_path / name for name in ("sent", "other", "installed"))
     package = Path(mer_batch.__file__).parent
     compiled = next(Path(native.__file__).parent.glob("_native*"))
@@ -76,6 +102,7 @@ def without_compiled_code(
         return [outcome(file) for file in files]
 
 
+@needs_library
 def test_files_whole_and_broken_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [*made_up_seeds(), *(mutant for _, mutant in mutants(made_up_seeds(), 9_000, 300))]
     outcomes = [outcome(file) for file in files]
@@ -83,6 +110,7 @@ def test_files_whole_and_broken_have_the_same_outcome(monkeypatch: pytest.Monkey
     assert {isinstance(found[0], str) for found in outcomes} == {True, False}
 
 
+@needs_library
 def test_real_files_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     folders = ("mp3_conformance", "mp3_corpus", "pmemo_samples")
     paths = sorted(p for name in folders for p in (data_root / name).rglob("*") if p.is_file())
@@ -91,6 +119,7 @@ def test_real_files_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch, data_
     assert len(paths) > 200
 
 
+@needs_library
 @given(
     content=st.binary(max_size=40),
     steps=st.lists(
@@ -129,6 +158,7 @@ def test_a_file_in_memory_is_read_as_pythons_own(
     assert read(room, -1, file) == 0
 
 
+@needs_library
 @given(
     pieces=st.lists(
         st.sampled_from([FRAME, 5_000 * FRAME, SLOWER, LAYER_2, b"\xff", b"junk", FRAME[:100]]),
@@ -141,10 +171,11 @@ def test_compiled_code_walks_as_python_does(pieces: list[bytes], begin: int) -> 
     data = b"".join(pieces)
     found, expected = array("q"), array("q")
     end = native.run_of_frames(data, begin, mpeg._LENGTH_OF, found)
-    assert end == mpeg._run_of_frames(data, begin, mpeg._LENGTH_OF, expected)
+    assert end == mpeg._run_of_frames(data, begin, expected)
     assert found == expected
 
 
+@needs_library
 def test_what_is_compiled_takes_powers_of_two_and_nothing_beyond_the_samples() -> None:
     assert native.NativeMelPower.takes(2048)
     assert not native.NativeMelPower.takes(400) and not native.NativeMelPower.takes(8)
