@@ -151,19 +151,19 @@ class Child:
             self._is_handed_over = False
             reach("track_given")
             deadline = time.monotonic() + timeout
-            is_broken = False
+            broken: OSError | None = None
             try:
                 # Blocks until the child takes it: it is the deadline of the current track.
                 _send_track(self._socket, following, is_enough=is_enough)
                 self._is_handed_over = following is not None
-            except OSError:
+            except OSError as error:
                 # The child is gone or hangs; its word on the current track may be there before.
-                is_broken = True
+                broken = error
             if _receive(self._socket, deadline, max_bytes=len(_PREPARED)) != _PREPARED:
                 raise ValueError("not the word that the track is prepared")
             is_prepared = True
-            if is_broken:
-                raise TimeoutError
+            if broken is not None:
+                raise broken
             if not is_enough:
                 return []
             return self._replies(time.monotonic() + timeout, len(held))

@@ -371,6 +371,22 @@ def test_what_a_reject_says_can_be_written() -> None:
     assert replies == [{"reason": "silent", "message": "x ?"}]
 
 
+def test_a_child_that_dies_behind_its_only_track_has_crashed(
+    child: Child, short_mp3s: dict[str, bytes]
+) -> None:
+    with speaking_for(child) as theirs:
+
+        def tracks() -> Iterator[GivenTrack]:
+            yield GivenTrack(short_mp3s["calm"])
+            theirs.sendall(framed(_PREPARED))
+            os.kill(pid_of(child), signal.SIGKILL)
+            theirs.close()
+
+        (outcome,) = child.outcomes(tracks())
+    assert outcome.reason == "decoder_crash"
+    assert "SIGKILL" in outcome.message
+
+
 def requests_of(theirs: socket.socket) -> Iterator[tuple[bool, bool]]:
     """Of each request whether it finishes those before, and whether a track comes with it."""
     with contextlib.suppress(EOFError):
