@@ -105,32 +105,6 @@ class Scorer:
         """
         return track_score(self._outputs(segments))
 
-    def scores(self, tracks: list[Float32]) -> list[TrackScore | AudioError]:
-        """Score tracks, those whose segments are of equal length together.
-
-        The numbers are those of one track by itself, but for rounding.
-
-        Parameters
-        ----------
-        tracks : list of float32, each of shape (n_segments, n_mels, n_frames)
-
-        Returns
-        -------
-        list of TrackScore or AudioError
-            ``not_finite`` where the model's output is not a number.
-        """
-        outputs: list[Float64] = [np.empty(0)] * len(tracks)
-        by_length: dict[int, list[int]] = {}
-        for number, track in enumerate(tracks):
-            by_length.setdefault(track.shape[2], []).append(number)
-        for length, numbers in by_length.items():
-            segments = np.concatenate([tracks[number] for number in numbers])
-            found = self.outputs(segments, np.full(len(segments), length))
-            ends = np.cumsum([len(tracks[number]) for number in numbers])
-            for number, values in zip(numbers, np.split(found, ends[:-1]), strict=True):
-                outputs[number] = values
-        return [_score_or_why_not(values) for values in outputs]
-
     def outputs(self, segments: Float32, n_frames: npt.NDArray[np.integer]) -> Float64:
         """What the model says of segments of many tracks, those of equal length together.
 
@@ -197,10 +171,3 @@ def track_score(outputs: Float64) -> TrackScore:
         valence_std, arousal_std = values.std(axis=0).tolist()
         std = (valence_std, arousal_std)
     return TrackScore((valence, arousal), std, len(outputs))
-
-
-def _score_or_why_not(outputs: Float64) -> TrackScore | AudioError:
-    try:
-        return track_score(outputs)
-    except AudioError as error:
-        return error

@@ -170,10 +170,11 @@ class ScoreTask:
 
 
 class _ScoreWorker:
-    """Scores tracks together.
+    """Scores tracks one after the other.
 
     The model is some hundred small steps, each of which begins cold where a track has been decoded
-    in between.
+    in between. Not in one go: what is computed of several tracks is rounded as they lie in memory,
+    and the same audio would not have the same score.
     """
 
     def __init__(self, task: ScoreTask, limits: AudioLimits) -> None:
@@ -189,13 +190,14 @@ class _ScoreWorker:
         return self._extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
 
     def finish(self, prepared: list[TrackFeatures]) -> list[Reply | AudioError]:
-        scores = self._scorer.scores([track.segments for track in prepared])
-        return [
-            score
-            if isinstance(score, AudioError)
-            else (score.columns(track.duration_seconds, self._checkpoint.half_widths), b"")
-            for track, score in zip(prepared, scores, strict=True)
-        ]
+        return [self._score(track) for track in prepared]
+
+    def _score(self, track: TrackFeatures) -> Reply | AudioError:
+        try:
+            score = self._scorer.score(track.segments)
+        except AudioError as error:
+            return error
+        return score.columns(track.duration_seconds, self._checkpoint.half_widths), b""
 
 
 @dataclass(frozen=True)

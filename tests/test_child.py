@@ -155,8 +155,7 @@ def test_the_tracks_around_a_crash_are_scored(
     outcomes = list(child.outcomes(GivenTrack(audio) for audio in tracks))
     reasons = [outcome.reason if isinstance(outcome, AudioError) else None for outcome in outcomes]
     assert reasons == [None, "decoder_crash", None, "not_audio", None]
-    for number in (0, 2, 4):
-        assert_same(outcomes[number], expected)
+    assert outcomes[0] == outcomes[2] == outcomes[4] == expected
 
 
 def test_a_hang_costs_one_track(
@@ -520,15 +519,10 @@ def test_who_is_interrupted_leaves_no_reply_for_the_next_track(
     assert score_of(child, short_mp3s["sad"]) == expected
 
 
-def assert_same(score: dict[str, Any], expected: dict[str, Any]) -> None:
-    """But for rounding: what a model computes is rounded as the number of tracks is."""
-    assert score == pytest.approx(expected, abs=1e-5)
-
-
 def test_tracks_scored_together_have_the_scores_of_each(
     child: Child, short_mp3s: dict[str, bytes], long_mp3: bytes
 ) -> None:
-    """In order, however many, of whatever length, with rejects among them."""
+    """Bit by bit, in order, however many, of whatever length, with rejects among them."""
     long = without_tag(long_mp3)
     tracks = [
         *short_mp3s.values(),
@@ -546,7 +540,7 @@ def test_tracks_scored_together_have_the_scores_of_each(
         if score is None:
             assert isinstance(outcome, AudioError)
         else:
-            assert_same(outcome, score)
+            assert outcome == score
     reasons = {outcome.reason for outcome in outcomes if isinstance(outcome, AudioError)}
     assert reasons == {"not_audio", "empty"}
 
@@ -568,7 +562,7 @@ def test_tracks_held_by_a_child_that_dies_are_scored(
     held, (broken, endless), behind = outcomes[:4], outcomes[4:6], outcomes[6:]
     assert held == expected, "each by itself, so that none can be in another one's way"
     for outcome, score in zip(behind, expected, strict=True):
-        assert_same(outcome, score)
+        assert outcome == score
     assert (broken.reason, endless.reason) == ("not_audio", "decoder_crash")
 
 
@@ -663,7 +657,7 @@ def test_a_track_larger_than_memory_spares_its_neighbours(
         child.close()
     assert isinstance(outcomes[1], AudioError)
     assert outcomes[1].reason == "memory_limit"
-    assert_same(outcomes[0], outcomes[2])
+    assert outcomes[0] == outcomes[2]
     assert outcomes[0]["n_segments"] == 1
 
 
@@ -672,7 +666,7 @@ def test_tracks_left_unread_are_nobodys(child: Child, short_mp3s: dict[str, byte
     outcomes = child.outcomes(iter(tracks))
     first = next(outcomes)
     outcomes.close()  # others are in the child's hands by then
-    assert_same(score_of(child, short_mp3s["calm"]), first)
+    assert score_of(child, short_mp3s["calm"]) == first
 
 
 def test_a_child_that_cannot_start_is_no_fault_of_a_track(checkpoint: ScoreTask) -> None:

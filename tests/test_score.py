@@ -65,24 +65,3 @@ def test_intervals_reach_as_far_as_they_were_calibrated_but_not_off_the_scale() 
 def test_no_rows_are_no_outputs() -> None:
     outputs = Scorer(Mean()).outputs(np.empty((0, 4, 8), np.float32), np.empty(0, np.int64))
     assert outputs.shape == (0, 0, 2)
-
-
-def test_tracks_of_any_length_are_scored_together() -> None:
-    rng = np.random.default_rng(2)
-    shapes = [(1, 4, 8), (3, 4, 8), (1, 4, 5), (2, 4, 8), (1, 4, 5)]
-    tracks = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    scorer = Scorer(Mean(), batch_segments=4)
-    for found, track in zip(scorer.scores(tracks), tracks, strict=True):
-        expected = scorer.score(track)
-        assert isinstance(found, TrackScore)
-        assert found.n_segments == len(track)
-        np.testing.assert_allclose([*found.mean, *found.std], [*expected.mean, *expected.std])
-    assert scorer.scores([]) == []
-
-
-def test_of_tracks_scored_together_one_may_have_no_score() -> None:
-    tracks = [np.full((1, 4, 8), value, np.float32) for value in (0.5, np.nan, -0.5)]
-    first, broken, last = Scorer(Mean()).scores(tracks)
-    assert isinstance(broken, AudioError)
-    assert broken.reason == "not_finite"
-    assert (first.n_segments, last.n_segments) == (1, 1)

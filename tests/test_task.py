@@ -12,6 +12,7 @@ import pytest
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.audio.mel import db_to_power
 from mer_batch.checkpoint import builtin_checkpoint
+from mer_batch.errors import AudioError
 from mer_batch.extract import Extractor
 from mer_batch.feature_sets import feature_set, feature_set_names
 from mer_batch.schema import SCORE_COLUMNS
@@ -174,3 +175,14 @@ def test_a_score_off_its_scale_is_not_trusted(change: dict[str, Any]) -> None:
     assert task.n_bytes(GOOD_SCORE) == 0
     with pytest.raises(ValueError, match="unexpected keys or values"):
         task.n_bytes({**GOOD_SCORE, **change})
+
+
+def test_of_tracks_finished_together_one_may_have_no_score(short_mp3s: dict[str, bytes]) -> None:
+    checkpoint = builtin_checkpoint()
+    worker = ScoreTask(checkpoint.card_json, checkpoint.weights).worker(AudioLimits())
+    good = worker.prepare(GivenTrack(short_mp3s["calm"]))
+    broken = replace(good, segments=np.full_like(good.segments, np.nan))
+    first, none, last = worker.finish([good, broken, good])
+    assert isinstance(none, AudioError)
+    assert none.reason == "not_finite"
+    assert first == last == worker.finish([good])[0]

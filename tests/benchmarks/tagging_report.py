@@ -163,8 +163,8 @@ All write Parquet; only `mer-batch tag` isolates the decoder, keeps rejects, com
 ## Where the time goes
 
 Stages of the kernel: CPU of the innermost function, timed where it is called, one process a core,
-one track after the other; `tag` shows up to eight tracks together to statistics and model, in half
-of the time.
+each track decoded and scored; `tag` decodes up to eight and then scores them, where statistics and
+model take two thirds of this.
 Processes: CPU by kind over the whole run, start-up included, looked at every quarter of a second.
 Where a larger run was measured too, the difference of the two tells a further track's cost from
 what is paid once.
