@@ -396,10 +396,9 @@ def _serve(connection: socket.socket) -> None:
     warm_up = _warm_up_track(limits)
     if limits.direct and not decodes_alike(warm_up.audio_bytes):
         limits = replace(limits, direct=False)
-    task = task_of(setup["task"], frames)
-    worker = task.worker(limits)
+    worker = task_of(setup["task"], frames).worker(limits)
     # Libraries open files when they are first used; from here on nothing can be opened.
-    _finished([_prepared(warm_up, worker)] * task.most_together, worker)
+    _finished(_prepared(warm_up, worker), worker)
     # What is there by now stays: to look through all of torch for garbage takes 3 % of the time.
     gc.collect()
     gc.freeze()
@@ -411,7 +410,7 @@ def _serve(connection: socket.socket) -> None:
             current, is_enough = _receive_track(connection)
             if is_enough:
                 # Before that the parent reads nothing that is larger than the socket's buffer.
-                replies, held = _finished(held, worker), []
+                replies, held = [_finished(track, worker) for track in held], []
                 headers = json.dumps([header for header, _ in replies]).encode()
                 _send(connection, headers, *(payload for _, payload in replies if payload))
             if current is not None:
@@ -434,36 +433,15 @@ def _prepared(track: GivenTrack | AudioError, worker: Worker) -> Any:
         return _as_audio_error(error)
 
 
-def _finished(prepared: list[Any], worker: Worker) -> list[Reply]:
-    """The replies to tracks of which each is prepared, or an AudioError."""
-    good = [track for track in prepared if not isinstance(track, AudioError)]
-    found = iter(
-        _finished_together(good, worker) or [_finished_alone(each, worker) for each in good]
-    )
-    return [_reply(track if isinstance(track, AudioError) else next(found)) for track in prepared]
-
-
-def _finished_together(prepared: list[Any], worker: Worker) -> list[Reply | AudioError] | None:
-    """None where that fails: of one of them, or because all together are too much."""
+def _finished(prepared: Any, worker: Worker) -> Reply:
+    """The reply to a track that is prepared, or an AudioError: whatever it does."""
     try:
-        found = worker.finish(prepared) if prepared else []
-    except Exception:
-        return None
-    return found if len(found) == len(prepared) else None
-
-
-def _finished_alone(prepared: Any, worker: Worker) -> Reply | AudioError:
-    try:
-        (found,) = worker.finish([prepared])
-        return found
+        if isinstance(prepared, AudioError):
+            raise prepared
+        return worker.finish(prepared)
     except Exception as error:
-        return _as_audio_error(error)
-
-
-def _reply(found: Reply | AudioError) -> Reply:
-    if isinstance(found, AudioError):
+        found = _as_audio_error(error)
         return {"reason": found.reason, "message": found.message}, b""
-    return found
 
 
 def _as_audio_error(error: Exception) -> AudioError:

@@ -14,7 +14,6 @@ import numpy as np
 
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.audio.mel import MelParameters
-from mer_batch.errors import AudioError
 from mer_batch.extract import Extractor, TrackFeatures
 from mer_batch.feature_sets import FeatureSet
 from mer_batch.schema import INTERVAL_FIELDS, SCORE_COLUMNS, TARGETS
@@ -71,8 +70,13 @@ class Worker(Protocol):
         AudioError
         """
 
-    def finish(self, prepared: list[Any]) -> list[Reply | AudioError]:
-        """Replies to tracks that are prepared, or why one cannot be used."""
+    def finish(self, prepared: Any) -> Reply:
+        """The reply to a track that is prepared.
+
+        Raises
+        ------
+        AudioError
+        """
 
 
 class OneByOne:
@@ -91,7 +95,7 @@ class OneByOne:
         """The reply."""
         return self._do(given)
 
-    def finish(self, prepared: list[Any]) -> list[Reply | AudioError]:
+    def finish(self, prepared: Reply) -> Reply:
         """Nothing is left to do."""
         return prepared
 
@@ -189,15 +193,9 @@ class _ScoreWorker:
     def prepare(self, given: GivenTrack) -> TrackFeatures:
         return self._extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
 
-    def finish(self, prepared: list[TrackFeatures]) -> list[Reply | AudioError]:
-        return [self._score(track) for track in prepared]
-
-    def _score(self, track: TrackFeatures) -> Reply | AudioError:
-        try:
-            score = self._scorer.score(track.segments)
-        except AudioError as error:
-            return error
-        return score.columns(track.duration_seconds, self._checkpoint.half_widths), b""
+    def finish(self, prepared: TrackFeatures) -> Reply:
+        score = self._scorer.score(prepared.segments)
+        return score.columns(prepared.duration_seconds, self._checkpoint.half_widths), b""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from mer_batch.audio.decode import AudioLimits
-from mer_batch.errors import AudioError
 from mer_batch.task import GivenTrack, Reply, Task
 
 
 def reply_to(task: Task, given: GivenTrack) -> Reply:
     """The reply to a track that can be used."""
     worker = task.worker(AudioLimits())
-    (reply,) = worker.finish([worker.prepare(given)])
-    assert not isinstance(reply, AudioError)
-    return reply
+    return worker.finish(worker.prepare(given))

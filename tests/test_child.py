@@ -33,7 +33,7 @@ from mer_batch.config import AudioConfig
 from mer_batch.errors import AudioError
 from mer_batch.feature_sets import feature_set
 from mer_batch.limits import ChildLimits
-from mer_batch.task import ExtractTask, GivenTrack, OneByOne, ScoreTask
+from mer_batch.task import ExtractTask, GivenTrack, OneByOne, Reply, ScoreTask
 from tests.escape import EscapeTask, EscapingChild
 from tests.replies import reply_to
 from tests.sounds import mp3, wav, without_tag
@@ -566,17 +566,15 @@ def test_tracks_held_by_a_child_that_dies_are_scored(
     assert (broken.reason, endless.reason) == ("not_audio", "decoder_crash")
 
 
-class Demanding(OneByOne):
-    """Fails where it is given more than it can take, or one of them is bad."""
+class Failing(OneByOne):
+    """Cannot finish a bad track."""
 
-    def __init__(self, failure: Exception | None) -> None:
+    def __init__(self, failure: Exception) -> None:
         super().__init__(lambda given: ({}, given.audio_bytes))
         self._failure = failure
 
-    def finish(self, prepared: list[Any]) -> list[Any]:
-        if len(prepared) > 1 or prepared[0][1] == b"bad":
-            if self._failure is None:
-                return prepared[1:]
+    def finish(self, prepared: Reply) -> Reply:
+        if prepared[1] == b"bad":
             raise self._failure
         return prepared
 
@@ -587,13 +585,12 @@ class Demanding(OneByOne):
         (MemoryError(), "memory_limit"),
         (AudioError("not_finite", "x"), "not_finite"),
         (RuntimeError("x"), "decode_error"),
-        pytest.param(None, "decode_error", id="a reply too few"),
     ],
 )
-def test_what_fails_together_is_finished_alone(failure: Exception | None, reason: str) -> None:
+def test_what_cannot_be_finished_costs_one_track(failure: Exception, reason: str) -> None:
     silent = AudioError("silent", "x")
     tracks = [({}, b"good"), silent, ({}, b"bad"), ({}, b"good")]
-    replies = _finished(tracks, Demanding(failure))
+    replies = [_finished(track, Failing(failure)) for track in tracks]
     assert [header.get("reason") for header, _ in replies] == [None, "silent", reason, None]
     assert [payload for _, payload in replies] == [b"good", b"", b"", b"good"]
 

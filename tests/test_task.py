@@ -177,12 +177,13 @@ def test_a_score_off_its_scale_is_not_trusted(change: dict[str, Any]) -> None:
         task.n_bytes({**GOOD_SCORE, **change})
 
 
-def test_of_tracks_finished_together_one_may_have_no_score(short_mp3s: dict[str, bytes]) -> None:
+def test_a_track_without_a_score_leaves_the_next_one_alone(short_mp3s: dict[str, bytes]) -> None:
     checkpoint = builtin_checkpoint()
     worker = ScoreTask(checkpoint.card_json, checkpoint.weights).worker(AudioLimits())
     good = worker.prepare(GivenTrack(short_mp3s["calm"]))
     broken = replace(good, segments=np.full_like(good.segments, np.nan))
-    first, none, last = worker.finish([good, broken, good])
-    assert isinstance(none, AudioError)
-    assert none.reason == "not_finite"
-    assert first == last == worker.finish([good])[0]
+    first = worker.finish(good)
+    with pytest.raises(AudioError) as caught:
+        worker.finish(broken)
+    assert caught.value.reason == "not_finite"
+    assert worker.finish(good) == first

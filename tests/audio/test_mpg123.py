@@ -9,29 +9,16 @@ import numpy as np
 import pytest
 
 from mer_batch.audio import mpg123
-from mer_batch.audio.decode import AudioLimits, decode_blocks, decodes_alike
+from mer_batch.audio.decode import AudioLimits, decodes_alike
 from mer_batch.audio.mpg123 import Mpg123Error, Mpg123File
-from mer_batch.errors import AudioError
 from mer_batch.limits import ChildLimits
+from tests.audio.outcomes import outcome, real_paths
 from tests.fuzz.mutants import made_up_seeds, mutants
 from tests.sounds import mp3, sine, without_tag
 
 needs_library = pytest.mark.skipif(
     mpg123.library() is None, reason="the system has no libmpg123 to call"
 )
-
-
-def outcome(audio_bytes: bytes, *, direct: bool) -> tuple[object, bytes]:
-    """Duration and samples, or the reject's reason and message."""
-    blocks: list[bytes] = []
-    limits = AudioLimits(min_seconds=0.1, direct=direct)
-    try:
-        seconds = decode_blocks(
-            audio_bytes, lambda b: blocks.append(b.tobytes()), sample_rate=44_100, limits=limits
-        )
-    except AudioError as error:
-        return error.reason, error.message.encode()
-    return seconds, b"".join(blocks)
 
 
 @needs_library
@@ -58,8 +45,7 @@ def test_broken_streams_have_the_same_outcome() -> None:
 
 @needs_library
 def test_real_streams_give_the_same_samples(data_root: Path) -> None:
-    folders = ("mp3_conformance", "mp3_corpus", "pmemo_samples")
-    paths = sorted(p for name in folders for p in (data_root / name).rglob("*") if p.is_file())
+    paths = real_paths(data_root)
     differing = [
         path.name
         for path in paths

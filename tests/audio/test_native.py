@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 import mer_batch
 from mer_batch.audio import decode, mpeg, native
-from mer_batch.audio.decode import AudioLimits, decode_blocks
 from mer_batch.audio.mel import mel_filterbank
-from mer_batch.errors import AudioError
 from mer_batch.feature_sets import feature_set
+from tests.audio.outcomes import outcome, real_paths
 from tests.audio.test_mpeg import FRAME, LAYER_2, SLOWER
 from tests.fuzz.mutants import made_up_seeds, mutants
 
@@ -81,41 +80,29 @@ def test_sources_that_ray_sends_use_what_is_installed(tmp_path: Path) -> None:
     assert library.startswith(str(installed)) and module.startswith(str(sent))
 
 
-def outcome(audio_bytes: bytes) -> tuple[object, bytes]:
-    """Duration and samples by way of libsndfile, or the reject's reason and message."""
-    blocks: list[bytes] = []
-    limits = AudioLimits(min_seconds=0.1, direct=False)
-    try:
-        seconds = decode_blocks(
-            audio_bytes, lambda b: blocks.append(b.tobytes()), sample_rate=44_100, limits=limits
-        )
-    except AudioError as error:
-        return error.reason, error.message.encode()
-    return seconds, b"".join(blocks)
-
-
 def without_compiled_code(
     monkeypatch: pytest.MonkeyPatch, files: list[bytes]
 ) -> list[tuple[object, bytes]]:
     with monkeypatch.context() as patch:
         patch.setattr(native, "library", lambda: None)
-        return [outcome(file) for file in files]
+        return [outcome(file, direct=False) for file in files]
 
 
 @needs_library
 def test_files_whole_and_broken_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [*made_up_seeds(), *(mutant for _, mutant in mutants(made_up_seeds(), 9_000, 300))]
-    outcomes = [outcome(file) for file in files]
+    outcomes = [outcome(file, direct=False) for file in files]
     assert outcomes == without_compiled_code(monkeypatch, files)
     assert {isinstance(found[0], str) for found in outcomes} == {True, False}
 
 
 @needs_library
 def test_real_files_have_the_same_outcome(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
-    folders = ("mp3_conformance", "mp3_corpus", "pmemo_samples")
-    paths = sorted(p for name in folders for p in (data_root / name).rglob("*") if p.is_file())
+    paths = real_paths(data_root)
     files = [path.read_bytes() for path in paths]
-    assert [outcome(file) for file in files] == without_compiled_code(monkeypatch, files)
+    assert [outcome(file, direct=False) for file in files] == without_compiled_code(
+        monkeypatch, files
+    )
     assert len(paths) > 200
 
 
