@@ -59,7 +59,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("mer_batch needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml constraints.txt mer_batch/audio/native.c | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt $(wildcard mer_batch/*/*.[ch]) | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 

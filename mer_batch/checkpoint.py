@@ -13,11 +13,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import safetensors
+import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_batch import schema
 from mer_batch.errors import CheckpointError, MerBatchError
 from mer_batch.feature_sets import FeatureSet, feature_set
+from mer_batch.native_models import Function, native_model
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +146,13 @@ class Checkpoint:
         self.feature_set = _fitting_feature_set(self.card, origin)
 
     def build(self) -> torch.nn.Module:
-        """Build the model and load its weights, ready to score."""
+        """Build the model and load its weights: a torch module, ready to score.
+
+        Raises
+        ------
+        CheckpointError
+            Where the weights do not fit, as below.
+        """
         # Imported here, as below: a card can be read and a night planned without torch.
         import safetensors.torch
 
@@ -152,11 +162,35 @@ class Checkpoint:
             model = build_model(self.card.model, self.card.parameters)
             model.load_state_dict(safetensors.torch.load(self.weights))
         except (MerBatchError, RuntimeError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{self.origin}: the weights do not fit model={self.card.model!r} with "
-                f"parameters={self.card.parameters!r}: {error}"
-            ) from error
+            raise self._misfit(error) from error
         return model
+
+    def function(self, device: str = "cpu") -> Function:
+        """The model as a function of features, without torch where it can do without.
+
+        Parameters
+        ----------
+        device : str
+            As torch names it.
+        """
+        if device == "cpu" and (native := self._native()) is not None:
+            return native
+        from mer_batch.models import on_device
+
+        return on_device(self.build(), device)
+
+    def _native(self) -> Function | None:
+        try:
+            weights = safetensors.numpy.load(self.weights)
+            return native_model(self.card.model, self.card.parameters, weights)
+        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise self._misfit(error) from error
+
+    def _misfit(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.origin}: the weights do not fit model={self.card.model!r} with "
+            f"parameters={self.card.parameters!r}: {error}"
+        )
 
     @property
     def half_widths(self) -> tuple[float | None, float | None]:
@@ -173,10 +207,10 @@ class Checkpoint:
         ------
         CheckpointError
         """
-        try_model(self.build(), self.card.model, self.feature_set, origin=self.origin)
+        try_model(self.function(), self.card.model, self.feature_set, origin=self.origin)
 
 
-def try_model(model: torch.nn.Module, name: str, feature_set: FeatureSet, *, origin: str) -> None:
+def try_model(model: Function, name: str, feature_set: FeatureSet, *, origin: str) -> None:
     """Run a model once on features of the shape it will be shown.
 
     Raises
@@ -184,19 +218,16 @@ def try_model(model: torch.nn.Module, name: str, feature_set: FeatureSet, *, ori
     CheckpointError
         Where it fails, or its output is not of the right shape or not finite.
     """
-    import torch
-
-    features = torch.zeros(1, feature_set.mel.n_mels, feature_set.segment_frames)
+    features = np.zeros((1, feature_set.mel.n_mels, feature_set.segment_frames), np.float32)
     try:
-        with torch.inference_mode():
-            outputs = model(features)
+        outputs = model(features)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{origin}: model={name!r} does not accept features of shape "
             f"(n_mels={features.shape[1]}, n_frames={features.shape[2]}): {error}"
         ) from error
-    shape = tuple(outputs.shape)
-    if not torch.isfinite(outputs).all():
+    shape = outputs.shape
+    if not np.isfinite(outputs).all():
         raise CheckpointError(
             f"{origin}: model={name!r} returns values that are not finite; its weights are damaged"
         )

@@ -387,9 +387,6 @@ def _fill(connection: socket.socket, buffer: bytearray, deadline: float | None) 
 def _serve(connection: socket.socket) -> None:
     """Do the task to tracks until the parent hangs up."""
     keep_memory()
-    import torch  # the parent never needs it
-
-    torch.set_num_threads(1)
     setup = json.loads(_receive(connection))
     frames = [bytes(_receive(connection)) for _ in range(setup["n_task_frames"])]
     limits = AudioLimits(**setup["audio"])
@@ -399,7 +396,7 @@ def _serve(connection: socket.socket) -> None:
     worker = task_of(setup["task"], frames).worker(limits)
     # Libraries open files when they are first used; from here on nothing can be opened.
     _finished(_prepared(warm_up, worker), worker)
-    # What is there by now stays: to look through all of torch for garbage takes 3 % of the time.
+    # What is there by now stays: to look through all of it for garbage takes time, 3 % with torch.
     gc.collect()
     gc.freeze()
     _limit_resources(setup["memory_bytes"])

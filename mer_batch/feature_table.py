@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from mer_batch import schema
 from mer_batch.audio.decode import DECODER
 from mer_batch.audio.mel import db_to_power
+from mer_batch.audio.native import singles
 from mer_batch.delta import open_table, part_paths
 from mer_batch.errors import FeaturesError, StorageError
 from mer_batch.feature_sets import FeatureSet
@@ -125,12 +126,10 @@ def mels(batch: pa.RecordBatch | pa.Table, feature_set: FeatureSet) -> Float32:
             f"{shape[0]} rows of features hold {len(values)} values, {feature_set.name!r} has "
             f"{shape[1]} x {shape[2]} a row; read them with the feature set they were made with"
         )
-    # Imported here: who only looks for features does without. Its conversion of half floats takes a
-    # tenth of numpy's time.
-    import torch
-
-    stored = torch.from_numpy(values.to_numpy(zero_copy_only=False, writable=True))
-    decibels: Float32 = stored.float().numpy().reshape(shape)
+    stored = values.to_numpy(zero_copy_only=False)
+    is_half = stored.dtype == np.float16
+    # Of their own: what Arrow holds may not be written to, and what a model is shown may.
+    decibels = (singles(stored) if is_half else np.array(stored, np.float32)).reshape(shape)
     if feature_set.unit == "power":
         return db_to_power(decibels, floor_db=feature_set.floor_db)
     return decibels

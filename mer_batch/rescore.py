@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from mer_batch.block import BlockRecord, BlockReport, Job, of_this_process
 from mer_batch.checkpoint import Checkpoint
@@ -50,18 +49,12 @@ class Rescorer:
     def __init__(self, job: Job, ask: Ask | None = None, run_rows: int = _RUN_ROWS) -> None:
         assert isinstance(job.product, Scores)
         keep_memory()
-        self._n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         checkpoint = Checkpoint(job.product.card_json, job.product.weights, origin="checkpoint")
         self._job = job
         self._feature_set = checkpoint.feature_set
         self._half_widths = checkpoint.half_widths
-        self._ask = ask or _asked_here(Scorer(checkpoint.build()))
+        self._ask = ask or _asked_here(Scorer(checkpoint.function()))
         self._run_rows = run_rows
-
-    def close(self) -> None:
-        """Give torch its threads back."""
-        torch.set_num_threads(self._n_threads)
 
     def work(self, number: int, block: pa.Table) -> BlockReport:
         """Score a block, write its part, report it.

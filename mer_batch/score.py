@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from mer_batch.errors import AudioError
+from mer_batch.native_models import Function
 from mer_batch.schema import SCORE_COLUMNS, TARGETS
-
-if TYPE_CHECKING:
-    import torch
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -72,23 +69,14 @@ class Scorer:
 
     Parameters
     ----------
-    model : torch.nn.Module
-        See ``mer_batch.models``.
-    device : str
-        Where torch is to run it.
+    model : Function
+        Of features; see ``Checkpoint.function``.
     batch_segments : int
         The model is shown so many at a time.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        *,
-        device: str = "cpu",
-        batch_segments: int = _BATCH_SEGMENTS,
-    ) -> None:
-        self._model = model.to(device)
-        self._device = device
+    def __init__(self, model: Function, *, batch_segments: int = _BATCH_SEGMENTS) -> None:
+        self._model = model
         self._batch_segments = batch_segments
 
     def score(self, segments: Float32) -> TrackScore:
@@ -103,7 +91,7 @@ class Scorer:
         AudioError
             ``not_finite`` where the model's output is not a number.
         """
-        return track_score(self._outputs(segments))
+        return track_score(self._model(segments))
 
     def outputs(self, segments: Float32, n_frames: npt.NDArray[np.integer]) -> Float64:
         """What the model says of segments of many tracks, those of equal length together.
@@ -127,18 +115,10 @@ class Scorer:
             rows = np.flatnonzero(n_frames == length)
             for begin in range(0, len(rows), self._batch_segments):
                 batch = rows[begin : begin + self._batch_segments]
-                found.append((batch, self._outputs(_cut(segments, batch, length))))
+                found.append((batch, self._model(_cut(segments, batch, length))))
         outputs = np.empty((len(segments), *found[0][1].shape[1:]))
         for batch, values in found:
             outputs[batch] = values
-        return outputs
-
-    def _outputs(self, segments: Float32) -> Float64:
-        import torch
-
-        with torch.inference_mode():
-            shown = torch.from_numpy(segments).to(self._device)
-            outputs: Float64 = self._model(shown).double().cpu().numpy()
         return outputs
 
 

@@ -182,13 +182,13 @@ class _ScoreWorker:
     """
 
     def __init__(self, task: ScoreTask, limits: AudioLimits) -> None:
-        # Imported here: the parent never needs torch.
+        # Imported here: the parent never needs them.
         from mer_batch.checkpoint import Checkpoint
         from mer_batch.score import Scorer
 
         self._checkpoint = Checkpoint(task.card_json, task.weights, origin="checkpoint")
         self._extractor = Extractor(self._checkpoint.feature_set, limits)
-        self._scorer = Scorer(self._checkpoint.build())
+        self._scorer = Scorer(self._checkpoint.function())
 
     def prepare(self, given: GivenTrack) -> TrackFeatures:
         return self._extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)

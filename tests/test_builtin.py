@@ -23,7 +23,7 @@ def checkpoint() -> Checkpoint:
 
 def score(checkpoint: Checkpoint, audio_bytes: bytes) -> TrackScore:
     extractor = Extractor(checkpoint.feature_set, AudioLimits())
-    return Scorer(checkpoint.build()).score(extractor.extract(audio_bytes).segments)
+    return Scorer(checkpoint.function()).score(extractor.extract(audio_bytes).segments)
 
 
 def test_fits_todays_features_and_is_small(checkpoint: Checkpoint) -> None:

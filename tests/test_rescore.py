@@ -50,7 +50,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(part: Path) -> dict[str, float]:
     """Valence of each track by itself."""
-    scorer = Scorer(checkpoint().build())
+    scorer = Scorer(checkpoint().function())
     segments = mels(pq.read_table(part, columns=["mel"]), LOG_MEL)
     tracks = np.split(segments, N_TRACKS)
     return {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mer_batch.errors import AudioError
+from mer_batch.models import on_device
 from mer_batch.schema import SCORE_COLUMNS
 from mer_batch.score import Scorer, TrackScore, track_score
 
@@ -24,7 +25,7 @@ def test_many_tracks_score_as_each_by_itself() -> None:
     rng = np.random.default_rng(1)
     n_frames = rng.integers(5, 9, size=50)
     segments = rng.normal(size=(50, 4, 8)).astype(np.float32)
-    scorer = Scorer(Mean())
+    scorer = Scorer(on_device(Mean(), "cpu"))
     outputs = scorer.outputs(segments, n_frames)
     assert outputs.shape == (50, 2, 2)
     for row, length in enumerate(n_frames.tolist()):
@@ -63,5 +64,5 @@ def test_intervals_reach_as_far_as_they_were_calibrated_but_not_off_the_scale() 
 
 
 def test_no_rows_are_no_outputs() -> None:
-    outputs = Scorer(Mean()).outputs(np.empty((0, 4, 8), np.float32), np.empty(0, np.int64))
+    outputs = Scorer(on_device(Mean(), "cpu")).outputs(np.empty((0, 4, 8), np.float32), np.empty(0, np.int64))
     assert outputs.shape == (0, 0, 2)

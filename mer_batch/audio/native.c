@@ -16,31 +16,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lanes.h"
+
 /* One more whenever a function here is called in another way, or gives other numbers; native.py has
  * it, too. */
-#define INTERFACE 1
-#define LANES 8
-#define INLINE static inline __attribute__((always_inline))
-
-/* The same source for what every x86-64 has and for two widths of vectors; the C library picks. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EACH_PROCESSOR \
-    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
-
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (indices){__VA_ARGS__})
-#endif
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int indices __attribute__((vector_size(4 * LANES)));
+#define INTERFACE 2
 
 typedef struct {
     lanes re, im;
@@ -194,6 +174,22 @@ void mel_power(const float *samples, size_t n_frames, size_t hop_length, int n_f
         }
         for (size_t l = 0; l < n_here; l++)
             for (int j = 0; j < n_mels; j++) mel[(frame + l) * n_mels + j] = bands[j][l];
+    }
+}
+
+/* Half floats to single ones, which hold them all: the exponent counts from another number, and where
+ * it is full stands for no number or none that is finite. */
+FOR_EACH_PROCESSOR
+void singles(const uint16_t *halves, size_t n, float *found) {
+    for (size_t i = 0; i < n; i++) {
+        union {
+            uint32_t bits;
+            float value;
+        } of = {(uint32_t)(halves[i] & 0x7fff) << 13};
+        of.value *= 0x1p112f;
+        of.bits |= (halves[i] & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
+        of.bits |= (uint32_t)(halves[i] & 0x8000) << 16;
+        found[i] = of.value;
     }
 }
 

@@ -2,28 +2,29 @@
 
 Every statistic but the first two of ``loudness`` is free of gain: turning a recording up or down
 changes nothing. Silence, at a track's edges or within, carries no weight. Pure torch, and the
-same numbers for one track or a batch of them.
+same numbers for one track or a batch of them. :mod:`mer_batch.audio.native_statistics`
+is the same in compiled code.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_batch.audio.mel import blocks, hz_to_mel, mel_to_hz
+from mer_batch.audio.mel import blocks
+from mer_batch.audio.statistics_tables import (
+    CHORD_ROWS,
+    MIN_FRAMES,
+    N_CEPSTRA,
+    N_TEMPO_RANGES,
+    PITCHES_PER_OCTAVE,
+    tables,
+)
 
-# How well each pitch class fits a key, from C: probe-tone ratings.
-# Krumhansl, C. L. "Cognitive Foundations of Musical Pitch", Oxford, 1990.
-_MAJOR_KEY = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
-_MINOR_KEY = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
-
-_MIN_FRAMES = 12
 _ACTIVE_DB = 50.0  # frames further below the loud ones are silence
 _LOUD_QUANTILE = 0.95  # a few peaks do not set the level, nor much silence
 _RANGE_DB = 90.0  # bands further below the loud frames are noise floor
@@ -34,16 +35,7 @@ _LOUDNESS_EXPONENT = 0.4  # perceived loudness is about a power of intensity
 _RATE_DB = (1.0, 2.0, 4.0, 8.0)
 _RAMP_DB = 0.5
 _ROWS_AT_A_TIME = 20
-_N_CEPSTRA = 25
-_LOWEST_PITCH_HZ = 700.0  # below it mel bands are wider than a semitone
-_OCTAVES = 3
-_PITCHES_PER_OCTAVE = 24
 _N_INTERVALS = 25
-_CHORD_ROWS = [_OCTAVES * _PITCHES_PER_OCTAVE, _PITCHES_PER_OCTAVE, 2 * _PITCHES_PER_OCTAVE]
-_TEMPO_SECONDS = (0.1, 2.0)
-_N_TEMPO_RANGES = 12
-_HELD_SECONDS = 0.5
-_CHORD_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,24 +137,19 @@ class Statistics(nn.Module):
         self, *, n_mels: int, sample_rate: int, hop_length: int, fmin: float, fmax: float
     ) -> None:
         super().__init__()
-        self._frame_seconds = hop_length / sample_rate
-        by8, by20 = _range_means(8, n_mels), _range_means(20, n_mels)
+        self._tables = tables(
+            n_mels=n_mels, sample_rate=sample_rate, hop_length=hop_length, fmin=fmin, fmax=fmax
+        )
+        names = ("sharpen", "outlines", "by8", "ranges", "chords", "pulse_lags")
         constants = {
-            "sharpen": torch.eye(n_mels) - _smoothing(n_mels),
-            # The cosine transform, 20 ranges and 8.
-            "outlines": torch.cat([_cosines(_N_CEPSTRA, n_mels), by20, by8]),
-            "by8": by8,
-            # All bands, then four ranges, upwards.
-            "ranges": torch.cat([_range_means(1, n_mels), _range_means(4, n_mels)]),
-            "chords": _chords(n_mels, fmin, fmax),
+            **{name: torch.from_numpy(getattr(self._tables, name)) for name in names},
             "rate_offsets": 0.5 - torch.tensor(_RATE_DB)[:, None, None] / _RAMP_DB,
             # Among the changes: rises of all bands, the lowest and the highest; strokes of all.
             "pulse_rows": torch.tensor([0, 1, 4, 5]),
-            "pulse_lags": _tempo_lags(self._frame_seconds),
             "quantiles": torch.tensor([*_LOUDNESS_QUANTILES, _LOUD_QUANTILE]),
         }
-        self._sharpen_by = blocks(constants["sharpen"].numpy(), _ROWS_AT_A_TIME)
-        self._n_lags = int(constants["pulse_lags"][-1, -1]) + 1
+        self._sharpen_by = blocks(self._tables.sharpen, _ROWS_AT_A_TIME)
+        self._n_lags = self._tables.n_lags
         for name, constant in constants.items():
             # Not persistent: a checkpoint holds what was learned, these follow from parameters.
             self.register_buffer(name, constant, persistent=False)
@@ -173,12 +160,12 @@ class Statistics(nn.Module):
 
     def sizes(self) -> dict[str, int]:
         """Number of statistics in each group, by name."""
-        silence = torch.zeros(1, self.sharpen.shape[1], _MIN_FRAMES)
+        silence = torch.zeros(1, self.sharpen.shape[1], MIN_FRAMES)
         return {name: values.shape[1] for name, values in self.groups(silence).items()}
 
     def groups(self, log_mel: Tensor) -> dict[str, Tensor]:
         """(batch, n_mels, n_frames) [dB] to (batch, size) for each group, by name."""
-        missing = _MIN_FRAMES - log_mel.shape[2]
+        missing = MIN_FRAMES - log_mel.shape[2]
         if missing > 0:
             log_mel = functional.pad(log_mel, (0, missing), mode="replicate")
         sound = self._without_gain(log_mel)
@@ -186,7 +173,7 @@ class Statistics(nn.Module):
         # and below, because fresh memory costs as much as arithmetic.
         peaks = self._sharpened(sound.db).mul_(sound.active)
         outlines = _product(self.outlines, sound.db)
-        cepstra, by20, by8 = torch.split(outlines, [_N_CEPSTRA, 20, 8], dim=1)
+        cepstra, by20, by8 = torch.split(outlines, [N_CEPSTRA, 20, 8], dim=1)
         states = _Series(
             {
                 "cepstra": cepstra,
@@ -222,8 +209,8 @@ class Statistics(nn.Module):
             "onsets": _suddenness(changes, "strokes"),
             "decays": _suddenness(changes, "falls"),
             "rates": self._rates(sound, rises),
-            "pulse": pulse[:, : 3 * _N_TEMPO_RANGES],
-            "beat": pulse[:, 3 * _N_TEMPO_RANGES :],
+            "pulse": pulse[:, : 3 * N_TEMPO_RANGES],
+            "beat": pulse[:, 3 * N_TEMPO_RANGES :],
             "tones": self._tones(sound, states, peaks),
             "intervals": intervals,
             "keys": keys,
@@ -286,7 +273,7 @@ class Statistics(nn.Module):
         ):
             above = torch.add(self.rate_offsets, values[:, None], alpha=1 / _RAMP_DB).clamp_(0, 1)
             shares.append(_mean(above.flatten(1, 2), weights))
-        return torch.cat(shares, dim=1) / self._frame_seconds
+        return torch.cat(shares, dim=1) / self._tables.frame_seconds
 
     def _pulse(self, sound: _Sound, changes: _Series) -> Tensor:
         """How regularly rises return after 0.1 to 2 s: autocorrelation, the peak in 12 ranges.
@@ -309,7 +296,7 @@ class Statistics(nn.Module):
         half a second: noise has low peaks that do not last.
         """
         mean = states.mean("peaks")
-        n_frames = self._n_frames(_HELD_SECONDS)
+        n_frames = self._tables.held_frames
         weight = _shares(_window_means(sound.active, n_frames))
         lasting = _mean(_window_means(peaks, n_frames).abs_(), weight)
         held = _product(self.by8, lasting[..., None]).squeeze(2) / mean.clamp_min(0.1)
@@ -324,9 +311,9 @@ class Statistics(nn.Module):
         difference which of the two: mean over the seconds and deviation between them. Bands are
         close to a semitone wide, so this is a hint, not a transcription.
         """
-        seconds = _window_means(peaks.clamp_min(0), self._n_frames(_CHORD_SECONDS))
+        seconds = _window_means(peaks.clamp_min(0), self._tables.chord_frames)
         chords = _product(self.chords, seconds)  # each (batch, rows, n_windows)
-        grid, chroma, fits = torch.split(chords, _CHORD_ROWS, dim=1)
+        grid, chroma, fits = torch.split(chords, list(CHORD_ROWS), dim=1)
         norm = chroma.norm(dim=1, keepdim=True).clamp_min_(0.03)
         # Seconds with clear chords count for more than seconds of noise.
         weight = norm / norm.sum(dim=2, keepdim=True)
@@ -335,12 +322,9 @@ class Statistics(nn.Module):
         correlation = correlation[:, 1:] / correlation[:, :1].clamp_min(0.001)
         intervals = _mean(correlation, weight)
 
-        fit = fits.reshape(len(fits), 2, _PITCHES_PER_OCTAVE, -1).amax(dim=2) / norm
+        fit = fits.reshape(len(fits), 2, PITCHES_PER_OCTAVE, -1).amax(dim=2) / norm
         fit = torch.cat([fit, fit[:, :1] - fit[:, 1:]], dim=1)
         return intervals, torch.cat([_mean(fit, weight), fit.std(dim=2, unbiased=False)], dim=1)
-
-    def _n_frames(self, seconds: float) -> int:
-        return max(1, int(seconds / self._frame_seconds))
 
 
 def _flux(changes: _Series) -> Tensor:
@@ -428,72 +412,3 @@ def _window_means(values: Tensor, length: int) -> Tensor:
     length = min(length, values.shape[2])
     # What ``avg_pool1d`` gives, in half of its time.
     return values.unfold(2, length, max(length // 2, 1)).mean(dim=3)
-
-
-def _cosines(n_cepstra: int, n_mels: int) -> Tensor:
-    """The first rows of a cosine transform, shape (n_cepstra, n_mels)."""
-    angles = math.pi / n_mels * torch.outer(torch.arange(n_cepstra), torch.arange(n_mels) + 0.5)
-    return torch.cos(angles) * math.sqrt(2 / n_mels)
-
-
-def _smoothing(n_mels: int) -> Tensor:
-    """Running mean over a sixteenth of the bands, edges repeated, shape (n_mels, n_mels)."""
-    half = max(3, round(n_mels / 16) | 1) // 2
-    matrix = torch.zeros(n_mels, n_mels)
-    for row in range(n_mels):
-        for band in range(row - half, row + half + 1):
-            matrix[row, min(max(band, 0), n_mels - 1)] += 1 / (2 * half + 1)
-    return matrix
-
-
-def _range_means(n_ranges: int, n_mels: int) -> Tensor:
-    """Means over equal runs of bands, shape (n_ranges, n_mels)."""
-    edges = torch.linspace(0, n_mels, n_ranges + 1).round().long().tolist()
-    matrix = torch.zeros(n_ranges, n_mels)
-    for row, (start, stop) in enumerate(pairwise(edges)):
-        matrix[row, start:stop] = 1 / (stop - start)
-    return matrix
-
-
-def _pitch_grid(n_mels: int, fmin: float, fmax: float) -> Tensor:
-    """Linear interpolation, over log frequency, of bands at quarter tones: (n_pitches, n_mels)."""
-    mels = np.linspace(hz_to_mel(fmin), hz_to_mel(fmax), n_mels + 2)[1:-1]
-    centres = np.log2(mel_to_hz(mels))
-    steps = np.arange(_OCTAVES * _PITCHES_PER_OCTAVE) / _PITCHES_PER_OCTAVE
-    pitches = math.log2(_LOWEST_PITCH_HZ) + steps
-    rows = [np.interp(pitches, centres, unit) for unit in np.eye(n_mels)]
-    return torch.from_numpy(np.stack(rows, axis=1)).float()
-
-
-def _chords(n_mels: int, fmin: float, fmax: float) -> Tensor:
-    """From bands to a grid of pitches, to its mean octave, and to how well that fits each key.
-
-    Grid and octave are centred, so one matrix does it all: shape (sum(_CHORD_ROWS), n_mels).
-    """
-    grid = _pitch_grid(n_mels, fmin, fmax)
-    chroma = grid.reshape(_OCTAVES, _PITCHES_PER_OCTAVE, n_mels).mean(dim=0)
-    chroma = chroma - chroma.mean(dim=0)
-    return torch.cat([grid - grid.mean(dim=0), chroma, _key_profiles() @ chroma])
-
-
-def _key_profiles() -> Tensor:
-    """Unit vectors of the 24 shifts of both keys, shape (48, 24): major first."""
-    profiles = torch.tensor([_MAJOR_KEY, _MINOR_KEY])
-    profiles = profiles - profiles.mean(dim=1, keepdim=True)
-    profiles = profiles.repeat_interleave(_PITCHES_PER_OCTAVE // 12, dim=1)
-    profiles = profiles / profiles.norm(dim=1, keepdim=True)
-    shifts = [profiles.roll(shift, dims=1) for shift in range(_PITCHES_PER_OCTAVE)]
-    return torch.stack(shifts, dim=1).flatten(0, 1)
-
-
-def _tempo_lags(frame_seconds: float) -> Tensor:
-    """The lags [frames] of each range of tempo, the last one repeated to make a table."""
-    first, last = _TEMPO_SECONDS
-    ratios = [(last / first) ** (i / _N_TEMPO_RANGES) for i in range(_N_TEMPO_RANGES + 1)]
-    edges = [round(first * ratio / frame_seconds) for ratio in ratios]
-    longest = max(stop - start for start, stop in pairwise(edges))
-    lags = [
-        [min(start + step, max(stop - 1, start)) for step in range(max(longest, 1))]
-        for start, stop in pairwise(edges)
-    ]
-    return torch.tensor(lags)

@@ -8,11 +8,14 @@ that JSON can hold; they are kept in the checkpoint's card.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from mer_batch.errors import ConfigError
+from mer_batch.native_models import Float32, Float64, Function
 from mer_batch.registry import load_plugin, plugin_names
 
 
@@ -41,6 +44,32 @@ def build_model(name: str, parameters: dict[str, Any]) -> torch.nn.Module:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model {name!r} refuses parameters={parameters!r}: {error}") from error
     return model.eval()
+
+
+def on_device(model: torch.nn.Module, device: str) -> Function:
+    """A model as a function of features that are not torch's, in one thread: others have cores."""
+    if device != "cpu":
+        # Half of the digits would go, and scores would not be those of a CPU.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    model = model.to(device)
+
+    def outputs(features: Float32) -> Float64:
+        with torch.inference_mode(), _one_thread():
+            found: Float64 = model(torch.from_numpy(features).to(device)).double().cpu().numpy()
+        return found
+
+    return outputs
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def model_names() -> list[str]:

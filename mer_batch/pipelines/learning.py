@@ -45,7 +45,7 @@ from mer_batch.learners import (
     has_closed_form,
 )
 from mer_batch.ledger import Ledger
-from mer_batch.models import build_model, model_names
+from mer_batch.models import build_model, model_names, on_device
 from mer_batch.pipelines import extraction
 from mer_batch.pipelines.networks import NetworkTrainer, check_network
 from mer_batch.recipe import RejectedClip
@@ -99,7 +99,8 @@ def check_names(config: LearnConfig) -> None:
                 raise ConfigError(unknown_name("model", recipe.model, model_names()))
             check_recipe(recipe, feature_set)
             model = build_model(recipe.model, _parameters(recipe, feature_set))
-            try_model(model, recipe.model, feature_set, origin=f"features={feature_set.name!r}")
+            origin = f"features={feature_set.name!r}"
+            try_model(on_device(model, "cpu"), recipe.model, feature_set, origin=origin)
             if not has_closed_form(recipe.model):
                 check_network(config, recipe, model, feature_set)
         except RefusedError as error:

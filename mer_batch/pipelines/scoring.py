@@ -213,18 +213,12 @@ def _actor_class(job: Job, device: str, batch_segments: int) -> type:
         """Holds the model."""
 
         def __init__(self) -> None:
-            import torch
-
             from mer_batch.score import Scorer
 
-            # Half of the digits would go, and scores would not be those of a CPU.
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
             if device == "cpu":
-                torch.set_num_threads(1)
                 keep_memory()
-            model = Checkpoint(card_json, weights, origin="checkpoint").build()
-            self._scorer = Scorer(model, device=device, batch_segments=batch_segments)
+            checkpoint = Checkpoint(card_json, weights, origin="checkpoint")
+            self._scorer = Scorer(checkpoint.function(device), batch_segments=batch_segments)
 
         def ready(self) -> str:
             """Where the model is."""

@@ -33,6 +33,7 @@ from mer_batch.pipelines.scoring import pooled
 from mer_batch.pipelines.session import Session, opened
 from mer_batch.pipelines.work import Stage, Work
 from mer_batch.plan import FeaturedTracks, Plan, Tracks, make_plan, with_features
+from mer_batch.rescore import Rescorer, rescore_block
 from mer_batch.run import iso_now, no_refusal
 from mer_batch.schema import Identity, content_id
 from mer_batch.storage import Location, Storage, parse_uri
@@ -213,7 +214,7 @@ def _work(
                 pooled(config.scoring, job, fleet.n_cpus) as pool,
             ):
                 if len(from_features):
-                    rescore = pool.rescore_block if pool else _rescore_block
+                    rescore = pool.rescore_block if pool else rescore_block
                     rescored = fleet.run(rescore, _blocks_by_part(from_features))
                     to_decode |= _damaged(session, plan, rescored)
                 decode = pool.decode_block if pool else work_block
@@ -257,19 +258,9 @@ def _rescore_here(
     work: Work, job: Job, from_features: FeaturedTracks, checkpoint: Checkpoint
 ) -> Stage:
     """Re-score in this process: it is done before Ray would be up."""
-    # Imported here: it takes torch, which takes a second.
-    from mer_batch.rescore import Rescorer
-
     checkpoint.check()
-    blocks = _blocks_by_part(from_features)
-    with contextlib.closing(Rescorer(job)) as rescorer:
-        return work.in_this_process(rescorer.work, blocks, len(from_features), doing="re-scoring")
-
-
-def _rescore_block(number: int, block: pa.Table, job: Job) -> BlockReport:
-    from mer_batch.rescore import rescore_block
-
-    return rescore_block(number, block, job)
+    blocks, work_block = _blocks_by_part(from_features), Rescorer(job).work
+    return work.in_this_process(work_block, blocks, len(from_features), doing="re-scoring")
 
 
 def _blocks_by_part(from_features: FeaturedTracks) -> Iterator[pa.Table]:

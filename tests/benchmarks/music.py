@@ -98,7 +98,7 @@ class Clips:
         self.kind, self._paths = kind, paths
         checkpoint = builtin_checkpoint()
         extractor = Extractor(checkpoint.feature_set, AudioLimits())
-        scorer = Scorer(checkpoint.build())
+        scorer = Scorer(checkpoint.function())
         tracks = [extractor.extract(path.read_bytes()) for path in paths]
         self._scores = np.array([scorer.score(track.segments).mean for track in tracks])
         self._seconds = np.array([track.duration_seconds for track in tracks])

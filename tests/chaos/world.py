@@ -55,7 +55,7 @@ def scores_of(mood: str) -> list[tuple[float, float]]:
     task = ExtractTask(checkpoint.feature_set, "float16")
     features = task.outcome(*reply_to(task, given))
     n_frames = np.full(len(features.segments), features.n_frames)
-    outputs = Scorer(checkpoint.build()).outputs(features.segments.astype(np.float32), n_frames)
+    outputs = Scorer(checkpoint.function()).outputs(features.segments.astype(np.float32), n_frames)
     return [(decoded["valence"], decoded["arousal"]), track_score(outputs).mean]
 
 

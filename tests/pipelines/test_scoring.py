@@ -258,7 +258,7 @@ def test_what_the_pool_says_is_what_the_model_says(
     with pooled(ScoringConfig(**POOL), job_of(checkpoint, tmp_path), 2) as pool:
         assert pool is not None
         found = pool.ask(segments, n_frames)()
-    expected = Scorer(checkpoint.build()).outputs(segments, n_frames)
+    expected = Scorer(checkpoint.function()).outputs(segments, n_frames)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -351,6 +351,6 @@ def test_a_gpu_says_what_a_cpu_says(network: Callable[[str, str], str]) -> None:
         n_frames = np.repeat([features.segment_frames, features.segment_frames // 2], 20)
         if features.fixed_length:
             n_frames[:] = features.segment_frames
-        here = Scorer(checkpoint.build()).outputs(segments, n_frames)
-        there = Scorer(checkpoint.build(), device="cuda").outputs(segments, n_frames)
+        here = Scorer(checkpoint.function()).outputs(segments, n_frames)
+        there = Scorer(checkpoint.function("cuda")).outputs(segments, n_frames)
         np.testing.assert_allclose(there, here, atol=1e-5)

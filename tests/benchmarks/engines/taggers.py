@@ -68,7 +68,7 @@ def _kernel() -> Tagger:
     torch.set_num_threads(1)
     checkpoint = builtin_checkpoint()
     extractor = Extractor(checkpoint.feature_set, AudioLimits())
-    scorer = Scorer(checkpoint.build())
+    scorer = Scorer(checkpoint.function())
 
     def tag(path: str) -> tuple[float, float]:
         return scorer.score(extractor.extract(Path(path).read_bytes()).segments).mean
@@ -89,7 +89,7 @@ def _librosa() -> Tagger:
 
     torch.set_num_threads(1)
     checkpoint = builtin_checkpoint()
-    features, scorer = checkpoint.feature_set, Scorer(checkpoint.build())
+    features, scorer = checkpoint.feature_set, Scorer(checkpoint.function())
     mel = features.mel
 
     def tag(path: str) -> tuple[float, float]:
@@ -120,7 +120,7 @@ def _essentia() -> Tagger:
     essentia.log.infoActive = essentia.log.warningActive = False
     torch.set_num_threads(1)
     checkpoint = builtin_checkpoint()
-    features, scorer = checkpoint.feature_set, Scorer(checkpoint.build())
+    features, scorer = checkpoint.feature_set, Scorer(checkpoint.function())
     mel = features.mel
     loader, pool = es.MonoLoader(), essentia.Pool()
     # Frames centred on the first sample and on those a hop apart, as librosa's.
