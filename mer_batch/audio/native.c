@@ -177,6 +177,12 @@ void mel_power(const float *samples, size_t n_frames, size_t hop_length, int n_f
     }
 }
 
+/* The mean of two channels: stereo is (n_samples, 2). */
+FOR_EACH_PROCESSOR
+void mean_of_two(const float *stereo, size_t n_samples, float *mono) {
+    for (size_t i = 0; i < n_samples; i++) mono[i] = stereo[2 * i] * 0.5f + stereo[2 * i + 1] * 0.5f;
+}
+
 /* Half floats to single ones, which hold them all: the exponent counts from another number, and where
  * it is full stands for no number or none that is finite. */
 FOR_EACH_PROCESSOR

@@ -60,6 +60,7 @@ def _loaded(path: str) -> ctypes.CDLL | None:
         mel_power, run_of_frames = library.mel_power, library.run_of_frames
         statistics, statistics_room = library.statistics, library.statistics_room
         gaussian_process, singles = library.gaussian_process, library.singles
+        mean_of_two = library.mean_of_two
         for name in _MEMORY_FILE_FUNCTIONS.values():
             getattr(library, name)
     except (OSError, AttributeError):
@@ -82,6 +83,8 @@ def _loaded(path: str) -> ctypes.CDLL | None:
     # x, n, landmarks, n_landmarks, sharpness, coefficients, n_scores, scores
     gaussian_process.argtypes = [pointer, size, pointer, size, c_float, pointer, size, pointer]
     gaussian_process.restype = None
+    mean_of_two.argtypes = [pointer, size, pointer]  # stereo, n_samples, mono
+    mean_of_two.restype = None
     singles.argtypes = [pointer, size, pointer]  # halves, n, found
     singles.restype = None
     return library
@@ -165,6 +168,32 @@ class NativeMelPower:
     def finish(self) -> Float32:
         """Mel power of all frames put: float32, shape (n_frames, n_mels) [power]."""
         return np.concatenate(self._parts)
+
+
+def mean_of_channels(block: Float32, out: Float32) -> Float32:
+    """Mix a block to mono.
+
+    Parameters
+    ----------
+    block : float32, shape (n_samples, n_channels)
+    out : float32, shape (n_samples,)
+
+    Returns
+    -------
+    float32, shape (n_samples,)
+        ``out``, or the block itself where that is mono.
+    """
+    n_samples, n_channels = block.shape
+    if n_channels == 1:
+        return block[:, 0]
+    compiled = library()
+    if n_channels == 2 and compiled is not None and block.flags.c_contiguous:
+        compiled.mean_of_two(block.ctypes.data, n_samples, out.ctypes.data)
+        return out
+    # Not block.mean(axis=1): numpy reduces a short axis twenty times more slowly than this.
+    weights = np.full(n_channels, 1 / n_channels, np.float32)
+    mono: Float32 = np.dot(block, weights, out=out)
+    return mono
 
 
 def singles(halves: npt.NDArray[np.float16]) -> Float32:

@@ -71,7 +71,6 @@ class NativeStatistics:
                 for name, matrix in ((n, getattr(tables, n)) for n in _Tables._MATRICES)
             },
         )
-        self._n_room_floats = 0
 
     @staticmethod
     def is_there() -> bool:
@@ -103,14 +102,12 @@ class NativeStatistics:
         shown = np.pad(log_mel, ((0, 0), (0, 0), (0, missing)), mode="edge") if missing else log_mel
         shown = np.ascontiguousarray(shown, np.float32)
         n_frames = shown.shape[2]
-        n_floats = self._room_of(byref(self._tables), n_frames)
-        if n_floats > self._n_room_floats:
-            self._room, self._room_address = aligned(4 * n_floats)
-            self._n_room_floats = n_floats
+        # Of this call alone: threads share this object.
+        _room, room_address = aligned(4 * self._room_of(byref(self._tables), n_frames))
         found = np.empty((len(shown), N_STATISTICS), np.float32)
         for log_mel_of_one, found_of_one in zip(shown, found, strict=True):
             self._statistics(
-                byref(self._tables), log_mel_of_one.ctypes.data, n_frames, self._room_address,
+                byref(self._tables), log_mel_of_one.ctypes.data, n_frames, room_address,
                 found_of_one.ctypes.data,
             )  # fmt: skip
         return found
