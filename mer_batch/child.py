@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,18 +40,15 @@ from mer_batch.memory import keep_memory
 from mer_batch.sandbox import confine, die_with
 from mer_batch.schema import REASONS
 from mer_batch.steps import reach
-from mer_batch.task import GivenTrack, Reply, Task, Worker, task_of
+from mer_batch.task import GivenTrack, Reply, Task, task_of
 
 _STARTUP_SECONDS = 120.0
 _LAST_WORDS_SECONDS = 5.0
-_PREPARED = b"prepared"
 _MAX_REPLY_BYTES = 64 * 1024
 _MAX_STDERR_BYTES = 64 * 1024
 _DRAIN_BYTES = 64 * 1024
 _ONE_PIECE_BYTES = 64 * 1024
 _MAX_OPEN_FILES = 64
-# Audio of tracks that wait to be finished, which the parent keeps in case the child dies.
-_MOST_HELD_BYTES = 4 * 1024 * 1024
 _MAX_WARM_UP_SECONDS = 60.0
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -100,8 +97,6 @@ class Child:
     def outcomes(self, tracks: Iterable[GivenTrack]) -> Iterator[Any]:
         """Do the task to tracks, the next one being handed over while one is decoded.
 
-        A few outcomes may come late, together.
-
         Yields
         ------
         The task's outcome or AudioError
@@ -114,93 +109,59 @@ class Child:
         """
         waiting = iter(tracks)
         current = next(waiting, None)
-        held: list[GivenTrack] = []  # by the child, which is to finish them together
         try:
             while current is not None:
                 following = next(waiting, None)
-                held.append(current)
-                outcomes = self._exchange(held, following)
-                if outcomes:
-                    held = []
-                yield from outcomes
+                try:
+                    yield self._exchange(current, following)
+                except AudioError as error:
+                    yield error
                 current = following
         finally:
-            if held or self._is_handed_over:  # left early: the reply to come is nobody's
+            if self._is_handed_over:  # left early: the reply to come is nobody's
                 self.close()
 
-    def _exchange(self, held: list[GivenTrack], following: GivenTrack | None) -> list[Any]:
-        """Have the last of the tracks prepared, and all of them finished if they are enough.
-
-        Returns
-        -------
-        list of the task's outcomes or AudioError
-            Of all tracks that are held; of none, where the child is to hold on to them.
-        """
-        is_enough = (
-            following is None
-            or len(held) >= self._task.most_together
-            or sum(len(track.audio_bytes) for track in held) >= _MOST_HELD_BYTES
-        )
+    def _exchange(self, current: GivenTrack, following: GivenTrack | None) -> Any:
+        """Get the outcome of one track, having handed over the next one."""
         self.start()
         timeout = self._limits.timeout_seconds
-        is_prepared = False
         try:
             self._socket.settimeout(timeout)
             if not self._is_handed_over:
-                _send_track(self._socket, held[-1], is_enough=False)
+                _send_track(self._socket, current)
             self._is_handed_over = False
             reach("track_given")
             deadline = time.monotonic() + timeout
-            broken: OSError | None = None
+            is_broken = False
             try:
                 # Blocks until the child takes it: it is the deadline of the current track.
-                _send_track(self._socket, following, is_enough=is_enough)
+                _send_track(self._socket, following)
                 self._is_handed_over = following is not None
-            except OSError as error:
-                # The child is gone or hangs; its word on the current track may be there before.
-                broken = error
-            if _receive(self._socket, deadline, max_bytes=len(_PREPARED)) != _PREPARED:
-                raise ValueError("not the word that the track is prepared")
-            is_prepared = True
-            if broken is not None:
-                raise broken
-            if not is_enough:
-                return []
-            return self._replies(time.monotonic() + timeout, len(held))
-        except (TimeoutError, ValueError, EOFError, ConnectionError) as error:
-            fault = self._fault(error)
-        if is_prepared and (following is not None or len(held) > 1):
-            # What the child died of is none of theirs by what is known, or of one of them only.
-            return [self._alone(track) for track in held]
-        return [*map(self._alone, held[:-1]), fault]
-
-    def _alone(self, track: GivenTrack) -> Any:
-        """The outcome of a track with none beside or behind it, or AudioError."""
-        (outcome,) = self._exchange([track], None)
+            except OSError:
+                # The child is gone or hangs; the current track's reply may be there before.
+                is_broken = True
+            outcome = self._reply(deadline)
+            if is_broken:
+                self.close()
+        except TimeoutError as error:
+            self.close()
+            raise AudioError(
+                "timeout", f"not decoded within timeout_seconds={timeout:g}"
+            ) from error
+        except ValueError as error:
+            self.close()
+            raise AudioError("decoder_crash", f"the reply is not valid: {error}") from error
+        except (EOFError, ConnectionError) as error:
+            last_words = self._bury()
+            reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
+            raise AudioError(reason, last_words) from error
+        if isinstance(outcome, AudioError):
+            raise outcome
         return outcome
 
-    def _fault(self, error: Exception) -> AudioError:
-        """What to say of a track at which the child failed; ends the child."""
-        if isinstance(error, TimeoutError):
-            self.close()
-            seconds = self._limits.timeout_seconds
-            return AudioError("timeout", f"not decoded within timeout_seconds={seconds:g}")
-        if isinstance(error, ValueError):
-            self.close()
-            return AudioError("decoder_crash", f"the reply is not valid: {error}")
-        last_words = self._bury()
-        reason = "memory_limit" if "MemoryError" in last_words else "decoder_crash"
-        return AudioError(reason, last_words)
-
-    def _replies(self, deadline: float, n_held: int) -> list[Any]:
-        """The child's replies, whose form is as it should be; ValueError where it is not."""
-        frame = _receive(self._socket, deadline, max_bytes=n_held * _MAX_REPLY_BYTES)
-        headers = _checked(frame)
-        if len(headers) != n_held:
-            raise ValueError(f"{len(headers)} replies to {n_held} tracks")
-        return [self._outcome(header, deadline) for header in headers]
-
-    def _outcome(self, header: dict[str, Any], deadline: float) -> Any:
+    def _reply(self, deadline: float) -> Any:
+        """The child's reply, whose form is as it should be; ValueError where it is not."""
+        header = _checked(_receive(self._socket, deadline, max_bytes=_MAX_REPLY_BYTES))
         if "reason" in header:
             return AudioError(header["reason"], header["message"])
         n_bytes = self._task.n_bytes(header)
@@ -312,28 +273,21 @@ def _send(connection: socket.socket, *frames: bytes) -> None:
     connection.sendall(last)
 
 
-def _send_track(connection: socket.socket, track: GivenTrack | None, *, is_enough: bool) -> None:
-    """Hand a track over, or say that there is none; and whether those before are to be finished."""
+def _send_track(connection: socket.socket, track: GivenTrack | None) -> None:
+    """Hand a track over; None tells the child not to wait for one before it ends its reply."""
     if track is None:
-        _send(connection, json.dumps({"is_enough": is_enough}).encode())
+        _send(connection, b"null")
         return
     told = {"expected_seconds": track.expected_seconds, "track_id": track.track_id}
-    request = {"is_enough": is_enough, "track": told}
-    _send(connection, json.dumps(request).encode(), track.audio_bytes)
+    _send(connection, json.dumps(told).encode(), track.audio_bytes)
 
 
-def _checked(frame: bytearray) -> list[dict[str, Any]]:
-    """The JSON of replies: rejects of a form that is known, or what the task is to check."""
+def _checked(header: bytearray) -> dict[str, Any]:
+    """The JSON of a reply: a reject of a form that is known, or what the task is to check."""
     try:
-        content = json.loads(frame)
+        content = json.loads(header)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if not isinstance(content, list):
-        raise ValueError("not a list")
-    return [_checked_reply(reply) for reply in content]
-
-
-def _checked_reply(content: object) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("not an object")
     reason, message = content.get("reason"), content.get("message")
@@ -393,85 +347,66 @@ def _serve(connection: socket.socket) -> None:
     warm_up = _warm_up_track(limits)
     if limits.direct and not decodes_alike(warm_up.audio_bytes):
         limits = replace(limits, direct=False)
-    worker = task_of(setup["task"], frames).worker(limits)
+    work = task_of(setup["task"], frames).worker(limits)
     # Libraries open files when they are first used; from here on nothing can be opened.
-    _finished(_prepared(warm_up, worker), worker)
+    _reply_to(warm_up, work)
     # What is there by now stays: to look through all of it for garbage takes time, 3 % with torch.
     gc.collect()
     gc.freeze()
     _limit_resources(setup["memory_bytes"])
     _send(connection, json.dumps({"is_confined": confine()}).encode())
-    held: list[Any] = []  # prepared, or AudioErrors
+    current: GivenTrack | AudioError | None = None
     try:
         while True:
-            current, is_enough = _receive_track(connection)
-            if is_enough:
-                # Before that the parent reads nothing that is larger than the socket's buffer.
-                replies, held = [_finished(track, worker) for track in held], []
-                headers = json.dumps([header for header, _ in replies]).encode()
-                _send(connection, headers, *(payload for _, payload in replies if payload))
-            if current is not None:
-                os.ftruncate(2, 0)
-                held.append(_prepared(current, worker))
-                _send(connection, _PREPARED)
+            current = current or _receive_track(connection)
+            if current is None:
+                continue
+            os.ftruncate(2, 0)
+            reply, payload = _reply_to(current, work)
+            _send(connection, json.dumps(reply).encode())
+            # The payload may not fit into the socket's buffer, and the parent reads it only when
+            # it has handed over what follows: to send it before would be to wait for one another.
+            current = _receive_track(connection)
+            if payload:
+                _send(connection, payload)
     except EOFError:
         return
 
 
-def _prepared(track: GivenTrack | AudioError, worker: Worker) -> Any:
-    """What a track has become by itself, or AudioError: whatever it does."""
+def _reply_to(track: GivenTrack | AudioError, work: Callable[[GivenTrack], Reply]) -> Reply:
+    """What to say of a track: whatever it does, it is one reply."""
     try:
         if isinstance(track, AudioError):
             raise track
-        return worker.prepare(track)
+        return work(track)
     except AudioError as error:
-        return AudioError(error.reason, _with_decoder_words(error.message))
+        return {"reason": error.reason, "message": _with_decoder_words(error.message)}, b""
+    except MemoryError:
+        return {"reason": "memory_limit", "message": "decoding ran out of memory_bytes"}, b""
     except Exception as error:  # the one broad catch
-        return _as_audio_error(error)
+        words = f"{type(error).__name__}: {error}"
+        is_memory = "can't allocate memory" in words or "not enough memory" in words
+        reason = "memory_limit" if is_memory else "decode_error"
+        return {"reason": reason, "message": words[:2000]}, b""
 
 
-def _finished(prepared: Any, worker: Worker) -> Reply:
-    """The reply to a track that is prepared, or an AudioError: whatever it does."""
-    try:
-        if isinstance(prepared, AudioError):
-            raise prepared
-        return worker.finish(prepared)
-    except Exception as error:
-        found = _as_audio_error(error)
-        return {"reason": found.reason, "message": found.message}, b""
-
-
-def _as_audio_error(error: Exception) -> AudioError:
-    if isinstance(error, AudioError):
-        return error
-    if isinstance(error, MemoryError):
-        return AudioError("memory_limit", "decoding ran out of memory_bytes")
-    words = f"{type(error).__name__}: {error}"
-    is_memory = "can't allocate memory" in words or "not enough memory" in words
-    return AudioError("memory_limit" if is_memory else "decode_error", words[:2000])
-
-
-def _receive_track(connection: socket.socket) -> tuple[GivenTrack | AudioError | None, bool]:
-    """The next track, and whether those before are to be finished first.
-
-    An error where it does not fit into memory, None where there is none.
-    """
+def _receive_track(connection: socket.socket) -> GivenTrack | AudioError | None:
+    """The next track; an error where it does not fit, None where the parent has none for now."""
     request = json.loads(_receive(connection))
-    told, is_enough = request.get("track"), request["is_enough"]
-    if told is None:
-        return None, is_enough
+    if request is None:
+        return None
     (length,) = struct.unpack(">Q", _receive_exactly(connection, 8, None))
     try:
         buffer = bytearray(length)
     except MemoryError:
         for begin in range(0, length, _DRAIN_BYTES):  # past it, in small pieces
             _receive_exactly(connection, min(_DRAIN_BYTES, length - begin), None)
-        return _too_large_for_memory(length), is_enough
+        return _too_large_for_memory(length)
     _fill(connection, buffer, None)
     try:
-        return GivenTrack(bytes(buffer), **told), is_enough
+        return GivenTrack(bytes(buffer), **request)
     except MemoryError:
-        return _too_large_for_memory(length), is_enough
+        return _too_large_for_memory(length)
 
 
 def _too_large_for_memory(n_bytes: int) -> AudioError:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from mer_batch.errors import AudioError, MerBatchError
 from mer_batch.storage import AudioObject
 
-# What is read ahead may hold this together with the tracks that the child has: two, and some MiB of
-# those it is to finish together. A track larger than that is read when its turn has come.
+# What is read ahead may hold this together with the two tracks that the child has; a track larger
+# than that is read when its turn has come.
 READ_AHEAD_BYTES = 64 * 1024 * 1024
 # Tracks that are being read or wait to be decoded: at first, and where the child had to wait. The
 # most is what a worker decodes in 2 s, for which a store may keep a request waiting now and then.

@@ -56,6 +56,9 @@ class Rescorer:
         self._ask = ask or _asked_here(Scorer(checkpoint.function()))
         self._run_rows = run_rows
 
+    def close(self) -> None:
+        """Nothing is kept that ends with a job."""
+
     def work(self, number: int, block: pa.Table) -> BlockReport:
         """Score a block, write its part, report it.
 

@@ -59,59 +59,10 @@ class GivenTrack:
 Reply = tuple[dict[str, Any], bytes]
 
 
-class Worker(Protocol):
-    """In the child: what is done to tracks, in two steps."""
-
-    def prepare(self, given: GivenTrack) -> Any:
-        """What can be done to a track by itself.
-
-        Raises
-        ------
-        AudioError
-        """
-
-    def finish(self, prepared: Any) -> Reply:
-        """The reply to a track that is prepared.
-
-        Raises
-        ------
-        AudioError
-        """
-
-
-class OneByOne:
-    """A worker that does all of a track in the first step.
-
-    Parameters
-    ----------
-    do : callable
-        A track's reply; it may raise AudioError.
-    """
-
-    def __init__(self, do: Callable[[GivenTrack], Reply]) -> None:
-        self._do = do
-
-    def prepare(self, given: GivenTrack) -> Reply:
-        """The reply."""
-        return self._do(given)
-
-    def finish(self, prepared: Reply) -> Reply:
-        """Nothing is left to do."""
-        return prepared
-
-
 class Task(Protocol):
-    """The parent's side makes it and checks replies; the child's side works.
-
-    Attributes
-    ----------
-    name : str
-    most_together : int
-        How many tracks the child may hold back, to finish them together.
-    """
+    """The parent's side makes it and checks replies; the child's side works."""
 
     name: ClassVar[str]
-    most_together: ClassVar[int]
 
     def setup(self) -> tuple[dict[str, Any], list[bytes]]:
         """What the child is told, for the `from_setup` of the same class."""
@@ -122,8 +73,8 @@ class Task(Protocol):
     def outcome(self, header: dict[str, Any], payload: bytes | bytearray) -> Any:
         """The outcome out of a reply that `n_bytes` has passed; ValueError as there."""
 
-    def worker(self, limits: AudioLimits) -> Worker:
-        """In the child: what is done to tracks."""
+    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
+        """In the child: what is done to a track. It may raise AudioError."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +88,6 @@ class ScoreTask:
     """
 
     name: ClassVar[str] = "score"
-    most_together: ClassVar[int] = 8
     card_json: bytes
     weights: bytes
 
@@ -168,34 +118,22 @@ class ScoreTask:
         """The score, by ``schema.SCORE_COLUMNS``."""
         return header
 
-    def worker(self, limits: AudioLimits) -> Worker:
-        """Extract, and score what some tracks have come to."""
-        return _ScoreWorker(self, limits)
-
-
-class _ScoreWorker:
-    """Scores tracks one after the other.
-
-    The model is some hundred small steps, each of which begins cold where a track has been decoded
-    in between. Not in one go: what is computed of several tracks is rounded as they lie in memory,
-    and the same audio would not have the same score.
-    """
-
-    def __init__(self, task: ScoreTask, limits: AudioLimits) -> None:
+    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
+        """Extract and score."""
         # Imported here: the parent never needs them.
         from mer_batch.checkpoint import Checkpoint
         from mer_batch.score import Scorer
 
-        self._checkpoint = Checkpoint(task.card_json, task.weights, origin="checkpoint")
-        self._extractor = Extractor(self._checkpoint.feature_set, limits)
-        self._scorer = Scorer(self._checkpoint.function())
+        checkpoint = Checkpoint(self.card_json, self.weights, origin="checkpoint")
+        extractor = Extractor(checkpoint.feature_set, limits)
+        scorer = Scorer(checkpoint.function())
 
-    def prepare(self, given: GivenTrack) -> TrackFeatures:
-        return self._extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
+        def score(given: GivenTrack) -> Reply:
+            track = extractor.extract(given.audio_bytes, expected_seconds=given.expected_seconds)
+            scored = scorer.score(track.segments)
+            return scored.columns(track.duration_seconds, checkpoint.half_widths), b""
 
-    def finish(self, prepared: TrackFeatures) -> Reply:
-        score = self._scorer.score(prepared.segments)
-        return score.columns(prepared.duration_seconds, self._checkpoint.half_widths), b""
+        return score
 
 
 @dataclass(frozen=True)
@@ -209,7 +147,6 @@ class ExtractTask:
     """
 
     name: ClassVar[str] = "extract"
-    most_together: ClassVar[int] = 1
     feature_set: FeatureSet
     dtype: Dtype
 
@@ -244,7 +181,7 @@ class ExtractTask:
             raise ValueError("features that are NaN or infinite")
         return TrackFeatures(segments=segments, **header)
 
-    def worker(self, limits: AudioLimits) -> Worker:
+    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
         """Extract, and round to what is kept."""
         # Whatever a model is shown: power spans more than half floats hold, and rows of one
         # length make a table.
@@ -267,7 +204,7 @@ class ExtractTask:
             }
             return header, segments.astype(self.dtype).tobytes()
 
-        return OneByOne(extract)
+        return extract
 
     def _n_values(self) -> int:
         return self.feature_set.mel.n_mels * self.feature_set.segment_frames

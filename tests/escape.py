@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from mer_batch import child, task
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.child import Child
-from mer_batch.task import GivenTrack, OneByOne, Reply, Worker
+from mer_batch.task import GivenTrack, Reply
 
 
 def attempts(folder: Path, port: int) -> dict[str, Callable[[], object]]:
@@ -89,7 +89,6 @@ class EscapeTask:
     """Tries everything twice: while the child is set up, and when it has its first track."""
 
     name: ClassVar[str] = "escape"
-    most_together: ClassVar[int] = 1
 
     def __init__(self, folder: str, port: int) -> None:
         self._told = {"folder": folder, "port": port}
@@ -107,7 +106,7 @@ class EscapeTask:
     def outcome(self, header: dict[str, Any], payload: bytes | bytearray) -> dict[str, Any]:
         return header
 
-    def worker(self, limits: AudioLimits) -> Worker:
+    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
         ways = attempts(Path(self._told["folder"]), self._told["port"])
         before = {name: _error_of(way) for name, way in ways.items()}
 
@@ -118,7 +117,7 @@ class EscapeTask:
             needed = {name: _error_of(way) for name, way in harmless().items()}
             return {"before": before, "now": now, "needed": needed}, b""
 
-        return OneByOne(escape)
+        return escape
 
 
 def _error_of(way: Callable[[], object]) -> str | None:

@@ -64,5 +64,7 @@ def test_intervals_reach_as_far_as_they_were_calibrated_but_not_off_the_scale() 
 
 
 def test_no_rows_are_no_outputs() -> None:
-    outputs = Scorer(on_device(Mean(), "cpu")).outputs(np.empty((0, 4, 8), np.float32), np.empty(0, np.int64))
+    outputs = Scorer(on_device(Mean(), "cpu")).outputs(
+        np.empty((0, 4, 8), np.float32), np.empty(0, np.int64)
+    )
     assert outputs.shape == (0, 0, 2)

@@ -80,9 +80,7 @@ class Tables:
 
 
 @lru_cache(maxsize=8)
-def tables(
-    *, n_mels: int, sample_rate: int, hop_length: int, fmin: float, fmax: float
-) -> Tables:
+def tables(*, n_mels: int, sample_rate: int, hop_length: int, fmin: float, fmax: float) -> Tables:
     """The tables for spectrograms of these parameters; see ``MelParameters``."""
     frame_seconds = hop_length / sample_rate
     by8 = range_means(8, n_mels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from mer_batch.block import BlockReport, Job, work_block
+from mer_batch.block import Job, work_block
 from mer_batch.budget import Budget
 from mer_batch.catalog import Catalog, read_catalog
 from mer_batch.checkpoint import Checkpoint, read_checkpoint

@@ -173,3 +173,30 @@ def test_what_is_compiled_takes_powers_of_two_and_nothing_beyond_the_samples() -
     assert power.finish().shape == (2, 40)
     with pytest.raises(ValueError, match="2 frames do not lie in 2047 samples"):
         power.put(np.zeros(2047, np.float32), 2)
+
+
+@pytest.mark.parametrize("is_native", [pytest.param(True, marks=needs_library), False])
+def test_half_floats_become_single_ones(monkeypatch: pytest.MonkeyPatch, is_native: bool) -> None:
+    """All there are: an infinite one stays infinite, what is no number none."""
+    if not is_native:
+        monkeypatch.setattr(native, "library", lambda: None)
+    halves = np.arange(65_536, dtype=np.uint16).view(np.float16)
+    singles = native.singles(halves)
+    assert singles.dtype == np.float32
+    np.testing.assert_array_equal(singles, [float(half) for half in halves.tolist()])
+    np.testing.assert_array_equal(native.singles(halves[::3]), singles[::3])
+
+
+@pytest.mark.parametrize("is_native", [pytest.param(True, marks=needs_library), False])
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 8])
+def test_channels_are_mixed_alike(
+    monkeypatch: pytest.MonkeyPatch, is_native: bool, n_channels: int
+) -> None:
+    if not is_native:
+        monkeypatch.setattr(native, "library", lambda: None)
+    block = np.random.default_rng(0).standard_normal((1001, n_channels)).astype(np.float32)
+    mixed = native.mean_of_channels(block, np.empty(1001, np.float32))
+    exact = block.astype(np.float64).mean(axis=1)
+    if n_channels <= 2:  # by halves of two nothing is rounded but the sum
+        np.testing.assert_array_equal(mixed, exact.astype(np.float32))
+    np.testing.assert_allclose(mixed, exact, atol=1e-6)

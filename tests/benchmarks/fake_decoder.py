@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import types
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ from mer_batch import block, child
 from mer_batch.audio.decode import AudioLimits
 from mer_batch.block import BlockReport, Job
 from mer_batch.schema import INTERVAL_FIELDS, TARGETS
-from mer_batch.task import GivenTrack, OneByOne, Reply, ScoreTask, Worker
+from mer_batch.task import GivenTrack, Reply
 
 DECODE_SECONDS = 0.001
 _SCORE = {
@@ -36,14 +37,12 @@ def work_block(number: int, tracks: pa.Table, job: Job) -> BlockReport:
 class _Waiting:
     """Stands for a task: every track is the same after a millisecond."""
 
-    most_together = ScoreTask.most_together
-
-    def worker(self, limits: AudioLimits) -> Worker:
+    def worker(self, limits: AudioLimits) -> Callable[[GivenTrack], Reply]:
         def wait(given: GivenTrack) -> Reply:
             time.sleep(DECODE_SECONDS)
             return _SCORE, b""
 
-        return OneByOne(wait)
+        return wait
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from mer_batch.audio.decode import AudioLimits
 from mer_batch.checkpoint import Checkpoint, builtin_checkpoint
 from mer_batch.compose import MOODS, compose, encode_mp3
 from mer_batch.config import StorageConfig
@@ -29,7 +30,6 @@ from mer_batch.score import Scorer, track_score
 from mer_batch.storage import Location, Storage, parse_uri
 from mer_batch.task import ExtractTask, GivenTrack, ScoreTask
 from tests.chaos.watch import Watch
-from tests.replies import reply_to
 
 Command = Literal["tag", "extract", "compact"]
 
@@ -51,9 +51,9 @@ def scores_of(mood: str) -> list[tuple[float, float]]:
     """Valence and arousal of a piece as decoded, and as scored again from features."""
     checkpoint = builtin_checkpoint()
     given = GivenTrack(pieces()[mood])
-    decoded, _ = reply_to(ScoreTask(checkpoint.card_json, checkpoint.weights), given)
+    decoded, _ = ScoreTask(checkpoint.card_json, checkpoint.weights).worker(AudioLimits())(given)
     task = ExtractTask(checkpoint.feature_set, "float16")
-    features = task.outcome(*reply_to(task, given))
+    features = task.outcome(*task.worker(AudioLimits())(given))
     n_frames = np.full(len(features.segments), features.n_frames)
     outputs = Scorer(checkpoint.function()).outputs(features.segments.astype(np.float32), n_frames)
     return [(decoded["valence"], decoded["arousal"]), track_score(outputs).mean]

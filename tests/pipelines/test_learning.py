@@ -115,7 +115,8 @@ def test_the_checkpoint_scores_mp3s_as_training_measured(
 ) -> None:
     checkpoint = checkpoint_in(output / "checkpoint")
     checkpoint.check()
-    extractor, scorer = Extractor(feature_set("log_mel"), AudioLimits()), Scorer(checkpoint.function())
+    extractor = Extractor(feature_set("log_mel"), AudioLimits())
+    scorer = Scorer(checkpoint.function())
     with open(releases / "musifeast17" / "labels.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     paths = [releases / "musifeast17" / "audio" / f"{row['CLIP_NAME']}.mp3" for row in rows]
