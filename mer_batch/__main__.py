@@ -16,6 +16,9 @@ def main(*command: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    # Read as Arrow is imported. Its own allocators keep some MiB for each thread that has ever
+    # allocated: half as much again as a driver needs, which has fifty threads.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from mer_batch.cli import run_command
 
     _leave(run_command([*command, *sys.argv[1:]]))

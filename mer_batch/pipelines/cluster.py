@@ -6,8 +6,10 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +93,19 @@ def connected(config: RayConfig, *, meanwhile: Callable[[], None]) -> Iterator[i
         if ours:
             with _quiet_stderr(config):
                 ray.shutdown()
+            _keep_handlers()
+
+
+def _keep_handlers() -> None:
+    """Have signals reach Python's handlers again: Ray takes SIGTERM from them as it goes down.
+
+    Python is not told. Who is asked to stop while a night is published would end on the spot, and
+    leave a lease that the next run must wait for.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,33 @@ def test_a_local_ray_comes_without_what_nothing_asks(local_ray: None) -> None:
     assert not programs & {"dashboard.py", "monitor.py", "log_monitor.py"}
     (agent,) = [w for words in commands for w in words if w.startswith("--dashboard_agent_command")]
     assert "--minimal" in agent
+
+
+_STOPPED_AFTER_RAY = """
+import os, signal, sys
+from mer_batch.config import RayConfig
+from mer_batch.pipelines.cluster import connected
+
+def stop(number, frame):
+    print("heard", number, flush=True)
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with connected(RayConfig(num_cpus=1), meanwhile=lambda: None):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    os.kill(os.getpid(), number)
+print("goes on", flush=True)
+"""
+
+
+def test_who_is_stopped_after_ray_has_gone_is_heard() -> None:
+    """A night is published then, and its lease is to be given back."""
+    done = subprocess.run(
+        [sys.executable, "-c", _STOPPED_AFTER_RAY], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["heard 2", "heard 15", "goes on"], done.stderr
+    assert done.returncode == 0
 
 
 def test_ray_is_as_it_was_after_a_lean_start() -> None:
