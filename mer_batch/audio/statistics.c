@@ -247,8 +247,9 @@ INLINE int are_finite(const float *x, size_t n) {
     return sum_of(sum) + rest == 0;
 }
 
-/* Measure levels against those of the loud frames, and find the silent ones. */
-INLINE void without_gain(struct work *work, const float *log_mel, int n_mels) {
+/* Measure levels against those of the loud frames, and find the silent ones. Whether there are levels:
+ * what is not finite, or louder than float32 has powers for, has none. */
+INLINE int without_gain(struct work *work, const float *log_mel, int n_mels) {
     size_t n = work->n, row = work->row;
     for (int band = 0; band < n_mels; band++) {
         float *to = work->db + band * row;
@@ -268,6 +269,8 @@ INLINE void without_gain(struct work *work, const float *log_mel, int n_mels) {
     }
     for (size_t t = 0; t < wide(n); t++) level[t] = 10 * log10f(level[t]);
     for (size_t t = wide(n); t < row; t++) level[t] = level[n - 1];
+
+    if (!are_finite(work->db, n_mels * row) || !are_finite(level, n)) return 0;
 
     memcpy(ordered, level, 4 * n);
     sort(ordered, n, work->keys, work->keys + n);
@@ -293,6 +296,7 @@ INLINE void without_gain(struct work *work, const float *log_mel, int n_mels) {
     shares_of(work->active, n, work->active_shares);
     shares_of(work->steps, n - 1, work->steps_shares);
     shares_of(work->steps + 1, n - 3, work->inner_shares);
+    return 1;
 }
 
 /* The rows of a block of frames that begins with `first`. */
@@ -494,19 +498,18 @@ size_t statistics_room(const struct statistics_tables *tables, size_t n_frames) 
     return lay_out(&work, tables, n_frames, NULL);
 }
 
-/* log_mel: (n_mels, n_frames) [dB], 12 frames or more. found: (N_STATISTICS), NaN where a value is not
- * finite. */
+/* log_mel: (n_mels, n_frames) [dB], 12 frames or more. found: (N_STATISTICS), NaN where there are
+ * no levels. */
 FOR_EACH_PROCESSOR
 void statistics(const struct statistics_tables *tables, const float *log_mel, size_t n_frames,
                 float *room, float *found) {
     struct work work;
     lay_out(&work, tables, n_frames, room);
     size_t row = work.row;
-    if (!are_finite(log_mel, tables->n_mels * n_frames)) {
+    if (!without_gain(&work, log_mel, tables->n_mels)) {
         for (size_t i = 0; i < N_STATISTICS; i++) found[i] = NAN;
         return;
     }
-    without_gain(&work, log_mel, tables->n_mels);
     for (size_t first = 0; first < n_frames; first += BLOCK) rows_of_block(&work, tables, first);
     float *level = work.states + LEVEL_AT * row;
     for (int i = 0; i < BY20; i++) {

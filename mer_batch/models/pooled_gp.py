@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mer_batch.audio.statistics import Statistics
+from mer_batch.native_models.pooled_gp import SHARPNESS
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-# R^2 is flat around each of these, on general music as on film music.
-_SHARPNESS = 0.15  # of the kernel exp(-_SHARPNESS * mean squared difference of statistics)
+# R^2 is flat around each of these and around SHARPNESS, on general music as on film music.
 _LIMIT = 4.0  # standard deviations a statistic may count for
 _SIZE_EXPONENT = 0.25
 _MIN_WEIGHT = 0.05
@@ -175,7 +175,7 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     # Norms, not sums of squares: those would need an array as large as all landmarks, every time.
     norms = (torch.linalg.vector_norm(each, dim=1).square() for each in (a, b))
     squares = next(norms)[:, None] + next(norms) - 2 * a @ b.T
-    return torch.exp(squares.clamp_min(0) * (-_SHARPNESS / a.shape[1]))
+    return torch.exp(squares.clamp_min(0) * (-SHARPNESS / a.shape[1]))
 
 
 def _choose(

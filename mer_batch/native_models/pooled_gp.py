@@ -15,7 +15,8 @@ from mer_batch.audio.statistics_tables import N_STATISTICS, tables
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-_SHARPNESS = 0.15
+#: Of the kernel ``exp(-SHARPNESS * mean squared difference of statistics)``.
+SHARPNESS = 0.15
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Model:
         for x_of_one, scores_of_one in zip(x, scores, strict=True):
             self._gaussian_process(
                 x_of_one.ctypes.data, x.shape[1],
-                self._landmarks.ctypes.data, len(self._landmarks), _SHARPNESS / N_STATISTICS,
+                self._landmarks.ctypes.data, len(self._landmarks), SHARPNESS / N_STATISTICS,
                 self._coefficients.ctypes.data, scores.shape[1], scores_of_one.ctypes.data,
             )  # fmt: skip
         members = scores[:, : 2 * self._n_members].reshape(-1, self._n_members, 2)

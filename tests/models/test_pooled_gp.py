@@ -59,7 +59,7 @@ def standardised(model: Model, statistics: torch.Tensor) -> np.ndarray:
 
 def oracle(n_statistics: int, penalty: float) -> GaussianProcessRegressor:
     """The same process as scikit-learn has it."""
-    length = np.sqrt(n_statistics / (2 * pooled_gp._SHARPNESS))
+    length = np.sqrt(n_statistics / (2 * pooled_gp.SHARPNESS))
     return GaussianProcessRegressor(RBF(length), alpha=penalty, optimizer=None)
 
 
@@ -99,7 +99,7 @@ def test_errors_of_left_out_groups_equal_those_of_refitting(
     best = [penalties[row] for row in np.argmin(errors, axis=0)]
     length = x.shape[1]
     squares = np.square(x[:, None] - x[None]).sum(axis=2)
-    root = np.linalg.cholesky(np.exp(-pooled_gp._SHARPNESS * squares / length))
+    root = np.linalg.cholesky(np.exp(-pooled_gp.SHARPNESS * squares / length))
     chosen = pooled_gp._choose(
         root, noisy, tasks=np.zeros(N_CLIPS, np.int64), groups=groups, rng=np.random.default_rng(0)
     )
