@@ -47,10 +47,11 @@ INLINE float sum_of(lanes x) {
 }
 
 /* e to the x: 2 to a whole number, by way of the exponent's bits, times e to at most ln(2) / 2, by
- * the first eight terms of its series. To float32's rounding; what would be below 1e-37 is 1e-37. */
+ * the first eight terms of its series. To float32's rounding; what would be below 1e-37 is 1e-37, what
+ * would be above 2e38 infinite. */
 INLINE lanes exponential(lanes x) {
     const float round = 12582912.0f; /* 1.5 * 2^23: next to it float32 has no fractions */
-    x = at_most(at_least(x, -85.0f), 88.0f);
+    x = at_most(at_least(x, -85.0f), 89.0f);
     lanes twos = (x * 1.44269504088896341f + round) - round;
     lanes r = x - twos * 0.693359375f + twos * 2.12194440e-4f; /* ln(2) in two parts */
     lanes e = r * (1.0f / 5040) + 1.0f / 720;
