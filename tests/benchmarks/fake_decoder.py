@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-import types
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -46,9 +45,5 @@ class _Waiting:
 
 
 if __name__ == "__main__":
-    # What the child imports to compute is not wanted here, and would take gigabytes for many.
-    idle = types.ModuleType("torch")
-    idle.set_num_threads = lambda n_threads: None  # type: ignore[attr-defined]
-    sys.modules["torch"] = idle
     child.task_of = lambda told, frames: _Waiting()  # type: ignore[assignment]
     child.main()

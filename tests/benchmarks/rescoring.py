@@ -269,8 +269,8 @@ the rate from MP3 a job reaches within a repeat (median, and from least to most)
 |---|---|---|---|---|---|---|
 {rows}
 
-Rates are those of the work: from MP3 from when Ray is up, from features from when torch and the
-model are. The whole process is that of the shell's command, start-up, planning and publishing
+Rates are those of the work: from MP3 from when Ray is up, from features from when the model
+is. The whole process is that of the shell's command, start-up, planning and publishing
 included. CPU is that of the kernels in one thread, decoding and model on one side, reading, model
 and writing on the other, which a shared machine changes least. Bytes are those of `features/` on
 disk, all its columns.

@@ -60,7 +60,7 @@ def _stages(paths: list[str]) -> dict[str, float]:
     from mer_batch import extract
     from mer_batch.audio import decode
     from mer_batch.audio.mel import MelStream
-    from mer_batch.audio.statistics import Statistics
+    from mer_batch.audio.native_statistics import NativeStatistics
     from mer_batch.feature_sets import FeatureSet
     from mer_batch.score import Scorer
     from tests.benchmarks.engines.taggers import tagger
@@ -76,7 +76,7 @@ def _stages(paths: list[str]) -> dict[str, float]:
         (MelStream, "feed", "mel spectrogram"),
         (MelStream, "finish", "mel spectrogram"),
         (FeatureSet, "segments", "decibels, segments"),
-        (Statistics, "forward", "statistics"),
+        (NativeStatistics, "__call__", "statistics"),
         (Scorer, "score", "model"),
     )
     for owner, name, stage in stages:

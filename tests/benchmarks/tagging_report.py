@@ -152,8 +152,8 @@ and builds the model once and computes in one thread; paths travel and not audio
 resampled. multiprocessing: the standard pool, 8 tracks at a time. Daft: a class with a batch
 method, one process of it a core, batches of 16. Spark: local mode, `mapInPandas`, 4 partitions a
 core, Python workers reused. librosa: `librosa.load` and `melspectrogram` with our parameters, then
-our model. Essentia: loader, frames, window, spectrum and mel bands as one streaming network, then
-our model.
+our model as torch computes it. Essentia: loader, frames, window, spectrum and mel bands as one
+streaming network, then the same. Our kernel's model is the compiled one.
 All write Parquet; only `mer-batch tag` isolates the decoder, keeps rejects, commits, and publishes.
 
 ## Where it stands
@@ -163,8 +163,7 @@ All write Parquet; only `mer-batch tag` isolates the decoder, keeps rejects, com
 ## Where the time goes
 
 Stages of the kernel: CPU of the innermost function, timed where it is called, one process a core,
-each track decoded and scored; `tag` decodes up to eight and then scores them, where statistics and
-model take two thirds of this.
+each track decoded and scored.
 Processes: CPU by kind over the whole run, start-up included, looked at every quarter of a second.
 Where a larger run was measured too, the difference of the two tells a further track's cost from
 what is paid once.

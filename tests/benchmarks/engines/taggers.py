@@ -58,14 +58,11 @@ def _decode() -> Tagger:
 
 def _kernel() -> Tagger:
     """Our own: decoding, mono, mel and model in one pass over reused buffers."""
-    import torch
-
     from mer_batch.audio.decode import AudioLimits
     from mer_batch.checkpoint import builtin_checkpoint
     from mer_batch.extract import Extractor
     from mer_batch.score import Scorer
 
-    torch.set_num_threads(1)
     checkpoint = builtin_checkpoint()
     extractor = Extractor(checkpoint.feature_set, AudioLimits())
     scorer = Scorer(checkpoint.function())
@@ -77,19 +74,18 @@ def _kernel() -> Tagger:
 
 
 def _librosa() -> Tagger:
-    """What one writes instead: ``librosa.load``, ``melspectrogram``, and the same model.
+    """What one writes instead: ``librosa.load``, ``melspectrogram``, and the same model in torch.
 
     At the rate that the features are made of, which is the files' own: nothing is resampled.
     """
     import librosa
-    import torch
 
     from mer_batch.checkpoint import builtin_checkpoint
+    from mer_batch.models import on_device
     from mer_batch.score import Scorer
 
-    torch.set_num_threads(1)
     checkpoint = builtin_checkpoint()
-    features, scorer = checkpoint.feature_set, Scorer(checkpoint.function())
+    features, scorer = checkpoint.feature_set, Scorer(on_device(checkpoint.build(), "cpu"))
     mel = features.mel
 
     def tag(path: str) -> tuple[float, float]:
@@ -104,7 +100,7 @@ def _librosa() -> Tagger:
 
 
 def _essentia() -> Tagger:
-    """Essentia's loader and mel bands as one streaming network in C++, and the same model.
+    """Essentia's loader and mel bands as one streaming network in C++, the same model in torch.
 
     The network is built once and shown one file after another: building it anew for each takes
     longer, and its memory is not given back.
@@ -112,15 +108,14 @@ def _essentia() -> Tagger:
     import essentia
     import essentia.streaming as es
     import numpy as np
-    import torch
 
     from mer_batch.checkpoint import builtin_checkpoint
+    from mer_batch.models import on_device
     from mer_batch.score import Scorer
 
     essentia.log.infoActive = essentia.log.warningActive = False
-    torch.set_num_threads(1)
     checkpoint = builtin_checkpoint()
-    features, scorer = checkpoint.feature_set, Scorer(checkpoint.function())
+    features, scorer = checkpoint.feature_set, Scorer(on_device(checkpoint.build(), "cpu"))
     mel = features.mel
     loader, pool = es.MonoLoader(), essentia.Pool()
     # Frames centred on the first sample and on those a hop apart, as librosa's.
