@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_batch import schema
@@ -181,9 +180,8 @@ class Checkpoint:
 
     def _native(self) -> Function | None:
         try:
-            weights = safetensors.numpy.load(self.weights)
-            return native_model(self.card.model, self.card.parameters, weights)
-        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            return native_model(self.card.model, self.card.parameters, self.weights)
+        except (TypeError, ValueError, safetensors.SafetensorError) as error:
             raise self._misfit(error) from error
 
     def _misfit(self, error: Exception) -> CheckpointError:

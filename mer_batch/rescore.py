@@ -16,7 +16,7 @@ from mer_batch.checkpoint import Checkpoint
 from mer_batch.errors import AudioError, FeaturesError
 from mer_batch.feature_table import mels, open_part
 from mer_batch.memory import keep_memory
-from mer_batch.score import Ask, Float32, Scorer, track_score
+from mer_batch.score import Ask, Float32, Scorer, compute_in_one_thread, track_score
 from mer_batch.steps import reach
 from mer_batch.storage import parse_uri
 from mer_batch.tag import Scores
@@ -54,10 +54,12 @@ class Rescorer:
         self._feature_set = checkpoint.feature_set
         self._half_widths = checkpoint.half_widths
         self._ask = ask or _asked_here(Scorer(checkpoint.function()))
+        self._give_threads_back = compute_in_one_thread()
         self._run_rows = run_rows
 
     def close(self) -> None:
-        """Nothing is kept that ends with a job."""
+        """Give torch its threads back."""
+        self._give_threads_back()
 
     def work(self, number: int, block: pa.Table) -> BlockReport:
         """Score a block, write its part, report it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -120,6 +121,22 @@ class Scorer:
         for batch, values in found:
             outputs[batch] = values
         return outputs
+
+
+def compute_in_one_thread() -> Callable[[], None]:
+    """Have torch, where a model has loaded it, compute in one thread: others have the other cores.
+
+    Returns
+    -------
+    callable
+        Gives it its threads back.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return lambda: None
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return lambda: torch.set_num_threads(n_threads)
 
 
 def _cut(segments: Float32, rows: npt.NDArray[np.intp], length: int) -> Float32:

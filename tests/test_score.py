@@ -9,7 +9,7 @@ import torch
 from mer_batch.errors import AudioError
 from mer_batch.models import on_device
 from mer_batch.schema import SCORE_COLUMNS
-from mer_batch.score import Scorer, TrackScore, track_score
+from mer_batch.score import Scorer, TrackScore, compute_in_one_thread, track_score
 
 
 class Mean(torch.nn.Module):
@@ -68,3 +68,13 @@ def test_no_rows_are_no_outputs() -> None:
         np.empty((0, 4, 8), np.float32), np.empty(0, np.int64)
     )
     assert outputs.shape == (0, 0, 2)
+
+
+def test_torch_gets_its_threads_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    give_back = compute_in_one_thread()
+    assert torch.get_num_threads() == 1
+    give_back()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)

@@ -18,8 +18,8 @@
 
 #include "lanes.h"
 
-/* One more whenever a function here is called in another way, or gives other numbers; native.py has
- * it, too. */
+/* One more whenever a function of any of our C files is called in another way, its structs included, or
+ * gives other numbers; native.py has it, too. */
 #define INTERFACE 2
 
 typedef struct {

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 
-# Of native.c: what was compiled of another is not used.
+# Of all our C files (native.c says when it changes): what was compiled of another is not used.
 _INTERFACE = 2
 _ALIGNMENT_BYTES = 64
 LANES = 8

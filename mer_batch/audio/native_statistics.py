@@ -83,11 +83,13 @@ class NativeStatistics:
         Parameters
         ----------
         log_mel : float32, shape (batch, n_mels, n_frames) [dB]
-            Numbers, none of them infinite; one frame or more.
+            One frame or more.
 
         Returns
         -------
         float32, shape (batch, N_STATISTICS)
+            NaN where a spectrogram holds what is not finite, or more than 380 dB. (Torch takes
+            minus infinity for very quiet; features never hold it.)
 
         Raises
         ------

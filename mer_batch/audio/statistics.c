@@ -1,4 +1,5 @@
-/* The statistics of statistics.py, of one spectrogram. Called from native.py by ctypes.
+/* The statistics of statistics.py, of one spectrogram. Called from native_statistics.py by
+ * ctypes.
  *
  * The names and the order are those of statistics.py, which says what each is for; its constants are
  * here a second time. A series over time is a row of whole vectors: behind its last value there are
@@ -203,7 +204,7 @@ struct work {
     float *db, *peaks, *states, *changes;
     float *ordered, *active, *steps, *active_shares, *steps_shares, *inner_shares, *pulse;
     float *block, *means, *chords, *norm, *weights, *correlations;
-    uint32_t *keys;
+    float *keys, *correlation;
 };
 
 /* Lay it out from `begin` on; returns how many floats that takes. */
@@ -227,7 +228,7 @@ static size_t lay_out(struct work *work, const struct statistics_tables *tables,
         {&work->pulse, pulse}, {&work->block, bands * BLOCK_WIDE},
         {&work->means, bands * window}, {&work->chords, (PITCHES + PITCHES_PER_OCTAVE + FITS) * window},
         {&work->norm, window}, {&work->weights, window}, {&work->correlations, 4 * window},
-        {(float **)&work->keys, 2 * row},
+        {&work->keys, 2 * row}, {&work->correlation, wide(tables->n_lags)},
     };
     size_t taken = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -273,7 +274,7 @@ INLINE int without_gain(struct work *work, const float *log_mel, int n_mels) {
     if (!are_finite(work->db, n_mels * row) || !are_finite(level, n)) return 0;
 
     memcpy(ordered, level, 4 * n);
-    sort(ordered, n, work->keys, work->keys + n);
+    sort(ordered, n, (uint32_t *)work->keys, (uint32_t *)work->keys + n);
     size_t n_heard = 0;
     for (size_t t = 0; t < n; t++) n_heard += ordered[t] > ordered[n - 1] - HEARD_DB;
     float loud = work->loud = quantile_of_last(ordered, n, n_heard, LOUD_QUANTILE);
@@ -370,7 +371,7 @@ INLINE float *rates(const struct work *work, float frame_seconds, float *to) {
 INLINE float *pulse(const struct work *work, const struct statistics_tables *tables,
                     const struct moments *changes, float *to) {
     size_t n = work->n - 1, n_lags = tables->n_lags;
-    float *centred = work->pulse, correlation[n_lags];
+    float *centred = work->pulse, *correlation = work->correlation;
     for (int i = 0; i < PULSES; i++) {
         const float *x = work->changes + PULSE_ROWS[i] * work->row;
         float mean = changes[PULSE_ROWS[i]].mean;

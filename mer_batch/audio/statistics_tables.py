@@ -31,6 +31,7 @@ N_STATISTICS = 260
 _MAJOR_KEY = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 _MINOR_KEY = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
+_MOST, _MOST_MELS = 1_000_000, 10_000
 _LOWEST_PITCH_HZ = 700.0  # below it mel bands are wider than a semitone
 _OCTAVES = 3
 _TEMPO_SECONDS = (0.1, 2.0)
@@ -81,7 +82,19 @@ class Tables:
 
 @lru_cache(maxsize=8)
 def tables(*, n_mels: int, sample_rate: int, hop_length: int, fmin: float, fmax: float) -> Tables:
-    """The tables for spectrograms of these parameters; see ``MelParameters``."""
+    """The tables for spectrograms of these parameters; see ``MelParameters``.
+
+    Raises
+    ------
+    ValueError
+        Where a count is none.
+    """
+    counts = {"n_mels": n_mels, "sample_rate": sample_rate, "hop_length": hop_length}
+    for name, value in counts.items():
+        if type(value) is not int or not 1 <= value <= _MOST:
+            raise ValueError(f"{name}={value!r} must be a whole number from 1 to {_MOST:,}")
+    if n_mels > _MOST_MELS:
+        raise ValueError(f"n_mels={n_mels} must be at most {_MOST_MELS:,}")
     frame_seconds = hop_length / sample_rate
     by8 = range_means(8, n_mels)
     outlines = [cosines(N_CEPSTRA, n_mels), range_means(20, n_mels), by8]
@@ -122,7 +135,8 @@ def smoothing(n_mels: int) -> Float64:
 
 def range_means(n_ranges: int, n_mels: int) -> Float64:
     """Means over equal runs of bands, shape (n_ranges, n_mels)."""
-    edges = np.linspace(0, n_mels, n_ranges + 1).round().astype(np.int64).tolist()
+    # In single precision, as torch has it: two sizes would be cut elsewhere in double.
+    edges = np.linspace(0, n_mels, n_ranges + 1, dtype=np.float32).round().astype(int).tolist()
     matrix = np.zeros((n_ranges, n_mels))
     for row, (start, stop) in enumerate(pairwise(edges)):
         matrix[row, start:stop] = 1 / max(stop - start, 1)

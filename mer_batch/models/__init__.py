@@ -8,8 +8,6 @@ that JSON can hold; they are kept in the checkpoint's card.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,7 +45,7 @@ def build_model(name: str, parameters: dict[str, Any]) -> torch.nn.Module:
 
 
 def on_device(model: torch.nn.Module, device: str) -> Function:
-    """A model as a function of features that are not torch's, in one thread: others have cores."""
+    """A model as a function of features that are not torch's."""
     if device != "cpu":
         # Half of the digits would go, and scores would not be those of a CPU.
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -55,21 +53,11 @@ def on_device(model: torch.nn.Module, device: str) -> Function:
     model = model.to(device)
 
     def outputs(features: Float32) -> Float64:
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode():
             found: Float64 = model(torch.from_numpy(features).to(device)).double().cpu().numpy()
         return found
 
     return outputs
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def model_names() -> list[str]:

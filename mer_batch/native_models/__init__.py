@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 
 from mer_batch.audio.native import library
 from mer_batch.registry import load_plugin, plugin_names
@@ -23,17 +24,28 @@ Float64 = npt.NDArray[np.float64]
 Function = Callable[[Float32], Float64]
 
 
-def native_model(
-    name: str, parameters: dict[str, Any], weights: dict[str, npt.NDArray[Any]]
-) -> Function | None:
-    """A model as a function of features, None where there is no such file or nothing compiled.
+def native_model(name: str, parameters: dict[str, Any], packed: bytes) -> Function | None:
+    """A model as a function of features, None where torch is to score.
+
+    Parameters
+    ----------
+    name : str
+    parameters : dict
+        Of the torch module's constructor.
+    packed : bytes
+        The weights, as safetensors.
 
     Raises
     ------
-    ValueError, TypeError, KeyError
+    ValueError, TypeError
         Where the weights do not fit the parameters, or the parameters the model.
+    safetensors.SafetensorError
     """
     if library() is None or name not in plugin_names(__name__):
+        return None
+    try:
+        weights = safetensors.numpy.load(packed)
+    except (KeyError, TypeError):  # of a kind of number that NumPy has not
         return None
     model: Function = load_plugin(__name__, name, kind="native model").Model(parameters, weights)
     return model

@@ -31,6 +31,12 @@ class _Parameters:
     n_members: int = 16
     n_landmarks: int = 640
 
+    def __post_init__(self) -> None:
+        for name in ("n_members", "n_landmarks"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more")
+
 
 class Model:
     """Scores features, a track's always alike whatever is scored beside them.
@@ -44,7 +50,7 @@ class Model:
 
     Raises
     ------
-    ValueError, TypeError, KeyError
+    ValueError, TypeError
         Where one does not fit the other, or a weight is not a finite number.
     """
 

@@ -213,12 +213,13 @@ def _actor_class(job: Job, device: str, batch_segments: int) -> type:
         """Holds the model."""
 
         def __init__(self) -> None:
-            from mer_batch.score import Scorer
+            from mer_batch.score import Scorer, compute_in_one_thread
 
-            if device == "cpu":
-                keep_memory()
             checkpoint = Checkpoint(card_json, weights, origin="checkpoint")
             self._scorer = Scorer(checkpoint.function(device), batch_segments=batch_segments)
+            if device == "cpu":
+                keep_memory()
+                compute_in_one_thread()
 
         def ready(self) -> str:
             """Where the model is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -225,8 +226,8 @@ def _work(
 def _trial(config: TagConfig, checkpoint: Checkpoint) -> Callable[[], None]:
     """What finds out whether the model works before any track is decoded.
 
-    The built-in one does, its hash says so, and to import torch here as well as in the decoders
-    would take from Ray's start what it saves.
+    The built-in one does, its hash says so: to build it here as well as in the decoders would take
+    from Ray's start what it saves.
     """
     return (lambda: None) if config.model.uri == "builtin" else checkpoint.check
 
@@ -258,8 +259,9 @@ def _rescore_here(
 ) -> Stage:
     """Re-score in this process: it is done before Ray would be up."""
     checkpoint.check()
-    blocks, work_block = _blocks_by_part(from_features), Rescorer(job).work
-    return work.in_this_process(work_block, blocks, len(from_features), doing="re-scoring")
+    blocks = _blocks_by_part(from_features)
+    with contextlib.closing(Rescorer(job)) as rescorer:
+        return work.in_this_process(rescorer.work, blocks, len(from_features), doing="re-scoring")
 
 
 def _blocks_by_part(from_features: FeaturedTracks) -> Iterator[pa.Table]:

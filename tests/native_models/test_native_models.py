@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 
 from mer_batch import native_models
 from mer_batch.audio import native
@@ -21,7 +23,7 @@ from mer_batch.errors import CheckpointError
 from mer_batch.models import model_class, model_names, on_device
 from mer_batch.native_models import native_model, pooled_gp
 from mer_batch.registry import plugin_names
-from tests.test_checkpoint import save
+from tests.test_checkpoint import load, save
 
 needs_library = pytest.mark.skipif(native.library() is None, reason="no C compiler was there")
 
@@ -38,13 +40,18 @@ def features(n: int, n_frames: int = 646, seed: int = 0) -> np.ndarray:
 
 def changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
     """With other weights or parameters, and a card that names them."""
-    import hashlib
-
-    weights = safetensors.numpy.load(checkpoint.weights)
-    card = json.loads(checkpoint.card_json)
-    card["parameters"] |= changes.pop("parameters", {})
-    weights |= changes
+    changes = dict(changes)
+    parameters = changes.pop("parameters", {})
+    weights = safetensors.numpy.load(checkpoint.weights) | changes
     packed = safetensors.numpy.save({k: v for k, v in weights.items() if v is not None})
+    return with_weights(checkpoint, packed, parameters)
+
+
+def with_weights(
+    checkpoint: Checkpoint, packed: bytes, parameters: dict[str, Any] | None = None
+) -> Checkpoint:
+    card = json.loads(checkpoint.card_json)
+    card["parameters"] |= parameters or {}
     card["weights_sha256"] = hashlib.sha256(packed).hexdigest()
     return Checkpoint(json.dumps(card).encode(), packed, origin="here")
 
@@ -119,6 +126,14 @@ def test_a_strange_recording_is_not_extrapolated_from(checkpoint: Checkpoint) ->
         ({"parameters": {"n_landmarks": 641}}, "must be"),
         ({"parameters": {"n_members": 3}}, "must be"),
         ({"parameters": {"colour": "red"}}, "colour"),
+        ({"parameters": {"n_members": 16.0}}, "n_members=16.0 must be"),
+        ({"parameters": {"n_landmarks": 0}}, "n_landmarks=0 must be"),
+        ({"parameters": {"hop_length": -2048}}, "hop_length=-2048 must be"),
+        ({"parameters": {"hop_length": -30_000}}, "hop_length=-30000 must be"),
+        ({"parameters": {"hop_length": 0.01}}, "hop_length=0.01 must be"),
+        ({"parameters": {"sample_rate": 0}}, "sample_rate=0 must be"),
+        ({"parameters": {"n_mels": 10**6}}, "n_mels=1000000 must be"),
+        ({"parameters": {"n_mels": "80"}}, "n_mels='80' must be"),
         ({"limit": None}, "must be"),
         ({"surprise": np.zeros(3, np.float32)}, "must be"),
         ({"centre": np.full(260, np.nan, np.float32)}, "centre must be finite"),
@@ -140,13 +155,27 @@ def test_where_nothing_was_compiled_torch_scores(
     np.testing.assert_allclose(checkpoint.function()(features(4)), expected, atol=2e-5)
 
 
+def of_numbers_that_numpy_has_not(checkpoint: Checkpoint) -> Checkpoint:
+    weights = safetensors.torch.load(checkpoint.weights)
+    packed = safetensors.torch.save({name: value.bfloat16() for name, value in weights.items()})
+    return with_weights(checkpoint, packed)
+
+
 def test_other_models_are_left_to_torch(tmp_path: Path) -> None:
-    network = Checkpoint(
-        *((save(tmp_path) / name).read_bytes() for name in ("card.json", "weights.safetensors")),
-        origin="here",
-    )
-    assert native_model(network.card.model, network.card.parameters, {}) is None
+    network = load(save(tmp_path))
+    assert native_model(network.card.model, network.card.parameters, network.weights) is None
     assert network.function()(np.zeros((2, 40, 1292), np.float32)).shape == (2, 1, 2)
+
+
+def test_weights_that_numpy_cannot_hold_are_left_to_torch(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    of_numbers_that_numpy_has_not(load(save(tmp_path))).check()
+    coarse = of_numbers_that_numpy_has_not(checkpoint)
+    coarse.check()
+    assert not isinstance(coarse.function(), pooled_gp.Model)
+    found, expected = coarse.function()(features(3)), checkpoint.function()(features(3))
+    np.testing.assert_allclose(found, expected, atol=0.2)
 
 
 @needs_library
