@@ -189,8 +189,11 @@ class _Watcher(threading.Thread):
             return
         times = process.cpu_times()
         # Asked anew each time: a process begins with the command line of the one it was forked by.
-        kind = "driver" if process.pid == self._root else _kind(process.cmdline())
-        self._cpu[process.pid, process.create_time()] = kind, times.user + times.system
+        # As it ends it has none: then it is what it was.
+        key, command = (process.pid, process.create_time()), process.cmdline()
+        kind = self._cpu[key][0] if not command and key in self._cpu else _kind(command)
+        kind = "driver" if process.pid == self._root else kind
+        self._cpu[key] = kind, times.user + times.system
 
     def _note_memory(self) -> None:
         found = {pid: _shared_out_bytes(pid) for pid in self._family}
