@@ -12,8 +12,8 @@ from mer_batch.errors import StorageError
 from mer_batch.storage import Location, Storage
 
 # Tracks a second and CPU, measured (BENCHMARKS.md): 30-s clips, from MP3 and from features.
-_DECODED = 52.0
-_RESCORED = 650.0
+_DECODED = 58.0
+_RESCORED = 1200.0
 # What a run takes besides its tracks [s]: to start, and to read, compare and publish a catalog.
 _START_SECONDS = 5.0
 _RAY_SECONDS = 4.0

@@ -20,7 +20,7 @@ from mer_batch.errors import MerBatchError
 from mer_batch.pipelines.cluster import cluster_cpus, first_line
 from mer_batch.plan import Tracks
 
-# A block is what one task does, and what a crash costs: some ten seconds of work at most. Work is
+# A block is what one task does, and what a crash costs: some five seconds of work at most. Work is
 # counted in seconds of audio, of which a core decodes some thousand in one.
 MAX_BLOCK_TRACKS = 256
 _MAX_BLOCK_SECONDS = 256 * 35.0

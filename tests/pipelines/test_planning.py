@@ -47,7 +47,7 @@ def test_a_plan_before_the_first_night_writes_nothing(
     assert shown.returncode == 0, shown.stderr
     for words in (
         "catalog    8 tracks", "to do      8", "  new      8 to this model",
-        "on 4 CPUs", "decoding 52 tracks/s a CPU (BENCHMARKS.md", "at 0.5 an hour",
+        "on 4 CPUs", "decoding 58 tracks/s a CPU (BENCHMARKS.md", "at 0.5 an hour",
         "would be published",
     ):  # fmt: skip
         assert words in shown.stdout
