@@ -160,6 +160,10 @@ All write Parquet; only `mer-batch tag` isolates the decoder, keeps rejects, com
 
 {standing}
 
+Where others decode with librosa, the factor of bare decoding is the most that any program could
+reach with these decoders. Where they run our kernel, what is between is the start of Ray, its
+workers and their decoders (*fixed*, below), and a process of its own for every decoder.
+
 ## Where the time goes
 
 Stages of the kernel: CPU of the innermost function, timed where it is called, one process a core,
