@@ -1,9 +1,9 @@
 """What is done to every sample or frame of a track in compiled code, where there is some.
 
-``native.c`` and ``statistics.c`` are built when the package is installed, if there is a C compiler,
-and called through ctypes. Mel power takes a quarter of torch's time there and statistics a fifth;
-where nothing was compiled, torch computes the same to float32's rounding. Nobody has to choose:
-scores differ as between processors.
+``native.c``, ``statistics.c`` and what models have of their own are built when the package is
+installed, if there is a C compiler, and called through ctypes. Mel power takes a quarter of torch's
+time there and statistics a fifth; where nothing was compiled, torch computes the same to float32's
+rounding. Nobody has to choose: scores differ as between processors.
 """
 
 from __future__ import annotations

@@ -52,11 +52,14 @@ class NativeStatistics:
         self._statistics, self._room_of = compiled.statistics, compiled.statistics_room
         self._n_mels = len(tables.sharpen)
         lags = np.ascontiguousarray(tables.pulse_lags, np.int32)
-        self._constants = [lags]  # kept as long as their addresses are
+        self._constants: list[npt.NDArray[Any]] = []  # kept as long as their addresses are
 
         def address(array: npt.NDArray[Any]) -> int:
             self._constants.append(array)
             return array.ctypes.data
+
+        def banded(matrix: Float32) -> _Banded:
+            return _Banded(address(matrix), address(ends_of_rows(matrix)))
 
         self._tables = _Tables(
             n_mels=self._n_mels,
@@ -65,11 +68,8 @@ class NativeStatistics:
             n_lags=tables.n_lags,
             n_tempo_lags=lags.shape[1],
             frame_seconds=tables.frame_seconds,
-            pulse_lags=lags.ctypes.data,
-            **{
-                name: _Banded(address(matrix), address(ends_of_rows(matrix)))
-                for name, matrix in ((n, getattr(tables, n)) for n in _Tables._MATRICES)
-            },
+            pulse_lags=address(lags),
+            **{name: banded(getattr(tables, name)) for name in _Tables._MATRICES},
         )
 
     @staticmethod

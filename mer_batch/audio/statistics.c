@@ -56,7 +56,7 @@ struct banded {
     const int32_t *ends;
 };
 
-/* What follows from a spectrogram's parameters; the constants of statistics.py's Tables. */
+/* What follows from a spectrogram's parameters; the Tables of statistics_tables.py. */
 struct statistics_tables {
     int32_t n_mels, held_frames, chord_frames, n_lags, n_tempo_lags;
     float frame_seconds;
@@ -70,12 +70,12 @@ INLINE lanes is_above(lanes x, float level) { return chosen(x > level, all(1), a
 
 INLINE size_t wide(size_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* The product of rows [first, first + n_rows) with columns of x: y is (n_rows, n). */
-INLINE void project(struct banded matrix, int first, int n_rows, int n_columns, const float *x,
-                    size_t x_wide, float *y, size_t y_wide, size_t n) {
+/* The product of a matrix with columns of x, which are (n_columns, n): y is (n_rows, n). */
+INLINE void project(struct banded matrix, int n_rows, int n_columns, const float *x, size_t x_wide,
+                    float *y, size_t y_wide, size_t n) {
     for (int row = 0; row < n_rows; row++) {
-        const float *weights = matrix.values + (size_t)(first + row) * n_columns;
-        int begin = matrix.ends[2 * (first + row)], end = matrix.ends[2 * (first + row) + 1];
+        const float *weights = matrix.values + (size_t)row * n_columns;
+        int begin = matrix.ends[2 * row], end = matrix.ends[2 * row + 1];
         float *to = y + row * y_wide;
         size_t t = 0;
         for (; t + 4 * LANES <= wide(n); t += 4 * LANES) {
@@ -227,7 +227,7 @@ static size_t lay_out(struct work *work, const struct statistics_tables *tables,
         {&work->active_shares, row}, {&work->steps_shares, row}, {&work->inner_shares, row},
         {&work->pulse, pulse}, {&work->block, bands * BLOCK_WIDE},
         {&work->means, bands * window}, {&work->chords, (PITCHES + PITCHES_PER_OCTAVE + FITS) * window},
-        {&work->norm, window}, {&work->weights, window}, {&work->correlations, 4 * window},
+        {&work->norm, window}, {&work->weights, window}, {&work->correlations, 3 * window},
         {&work->keys, 2 * row}, {&work->correlation, wide(tables->n_lags)},
     };
     size_t taken = 0;
@@ -308,30 +308,30 @@ INLINE void rows_of_block(struct work *work, const struct statistics_tables *tab
     float *peaks = work->peaks + first, *block = work->block;
     float *states = work->states + first, *changes = work->changes + first;
 
-    project(tables->outlines, 0, CEPSTRA + BY20 + BY8, n_mels, db, row, states, row, n);
+    project(tables->outlines, CEPSTRA + BY20 + BY8, n_mels, db, row, states, row, n);
 #define EACH(t) \
     for (int band = 0; band < n_mels; band++) \
         for (size_t t = 0; t < n; t += LANES)
 #define BLOCK_AT(t) (block + band * BLOCK_WIDE + (t))
 
     EACH(t) put(BLOCK_AT(t), is_above(at(db + band * row + t), -FULL_DB));
-    project(tables->ranges, 0, RANGES, n_mels, block, BLOCK_WIDE, states + FULLNESS_AT * row, row, n);
+    project(tables->ranges, RANGES, n_mels, block, BLOCK_WIDE, states + FULLNESS_AT * row, row, n);
 
     /* Peaks across bands: what is left of a frame without its smooth outline. */
-    project(tables->sharpen, 0, n_mels, n_mels, db, row, peaks, row, n);
+    project(tables->sharpen, n_mels, n_mels, db, row, peaks, row, n);
     EACH(t) {
         float *of = peaks + band * row + t;
         lanes peak = at(of) * at(work->active + first + t);
         put(of, peak);
         put(BLOCK_AT(t), magnitude(peak));
     }
-    project(tables->by8, 0, BY8, n_mels, block, BLOCK_WIDE, states + PEAKS_AT * row, row, n);
+    project(tables->by8, BY8, n_mels, block, BLOCK_WIDE, states + PEAKS_AT * row, row, n);
 
 #define STEP(t) (at(db + band * row + (t) + 1) - at(db + band * row + (t)))
     EACH(t) put(BLOCK_AT(t), at_most(at_least(STEP(t), 0), MAX_STEP_DB));
-    project(tables->ranges, 0, RANGES, n_mels, block, BLOCK_WIDE, changes + RISES_AT * row, row, n);
+    project(tables->ranges, RANGES, n_mels, block, BLOCK_WIDE, changes + RISES_AT * row, row, n);
     EACH(t) put(BLOCK_AT(t), at_most(at_least(-STEP(t), 0), MAX_STEP_DB));
-    project(tables->ranges, 0, RANGES, n_mels, block, BLOCK_WIDE, changes + FALLS_AT * row, row, n);
+    project(tables->ranges, RANGES, n_mels, block, BLOCK_WIDE, changes + FALLS_AT * row, row, n);
 
     /* Rises of perceived loudness, where a loud drum counts for more than a faint rustle. */
     for (int band = 0; band < n_mels; band++) {
@@ -340,7 +340,7 @@ INLINE void rows_of_block(struct work *work, const struct statistics_tables *tab
         for (size_t t = 0; t < n; t += LANES)
             put(BLOCK_AT(t), at_least(at(BLOCK_AT(t + 1)) - at(BLOCK_AT(t)), 0) * 10);
     }
-    project(tables->ranges, 0, RANGES, n_mels, block, BLOCK_WIDE, changes + STROKES_AT * row, row, n);
+    project(tables->ranges, RANGES, n_mels, block, BLOCK_WIDE, changes + STROKES_AT * row, row, n);
 }
 
 INLINE void differences(const float *x, float *y, size_t n) {
@@ -383,14 +383,12 @@ INLINE float *pulse(const struct work *work, const struct statistics_tables *tab
             size_t terms = n > lag ? n - lag : 0, least = n / 4 > 1 ? n / 4 : 1;
             float sum = terms ? product(centred, centred + lag, n) : 0;
             correlation[lag] = sum * ((float)n / (float)(terms > least ? terms : least));
-            if (lag > 0) correlation[lag] /= fmaxf(correlation[0], 1e-6f);
         }
-        correlation[0] /= fmaxf(correlation[0], 1e-6f);
         for (int range = 0; range < TEMPO_RANGES; range++) {
             const int32_t *lags = tables->pulse_lags + range * tables->n_tempo_lags;
             float most = correlation[lags[0]];
             for (int i = 1; i < tables->n_tempo_lags; i++) most = fmaxf(most, correlation[lags[i]]);
-            *to++ = most;
+            *to++ = most / fmaxf(correlation[0], 1e-6f);
         }
     }
     return to;
@@ -420,7 +418,7 @@ INLINE float *held(const struct work *work, const struct statistics_tables *tabl
 }
 
 /* Which intervals sound together, and how major or minor that is, second by second. */
-INLINE float *harmony(const struct work *work, const struct statistics_tables *tables, float *to) {
+INLINE void harmony(const struct work *work, const struct statistics_tables *tables, float *to) {
     size_t n = work->n, length = tables->chord_frames, window = work->window;
     length = length < n ? length : n;
     size_t n_chords = n_windows(n, length);
@@ -435,7 +433,7 @@ INLINE float *harmony(const struct work *work, const struct statistics_tables *t
         for (size_t t = n_chords; t < wide(n_chords); t++) work->means[band * window + t] = 0;
     float *grid = work->chords, *chroma = grid + PITCHES * window;
     float *fits = chroma + PITCHES_PER_OCTAVE * window;
-    project(tables->chords, 0, PITCHES + PITCHES_PER_OCTAVE + FITS, n_mels, work->means, window, grid,
+    project(tables->chords, PITCHES + PITCHES_PER_OCTAVE + FITS, n_mels, work->means, window, grid,
             window, n_chords);
 
     float *norm = work->norm, *weights = work->weights;
@@ -480,7 +478,6 @@ INLINE float *harmony(const struct work *work, const struct statistics_tables *t
         *to++ = product(fit + i * window, weights, n_chords);
         to[2] = sqrtf(moments_of(fit + i * window, norm, n_chords).variance);
     }
-    return to + 3;
 }
 
 INLINE float *suddenness(const struct moments *rows, float *to) {
